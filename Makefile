@@ -1,0 +1,45 @@
+# Everything a developer runs. A machine needs git, make and Python 3.11 or newer; `make venv` brings the rest into .venv.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.synced
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+
+# The environment is .venv even when another one is active, and no interpreter is ever downloaded.
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+export UV_PYTHON_DOWNLOADS := never
+unexport VIRTUAL_ENV
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(STAMP) ## Build or update .venv from uv.lock
+
+$(STAMP): pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv sync --frozen --python "$(PYTHON)"; \
+	else \
+	  [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+	  [ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'; \
+	  $(BIN)/uv sync --frozen; \
+	fi
+	@touch $@
+
+.PHONY: lock
+lock: $(STAMP) ## Resolve the dependencies anew into uv.lock, from the default index only
+	env -u UV_INDEX -u UV_INDEX_URL -u UV_DEFAULT_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS \
+	  $$(command -v uv || echo $(BIN)/uv) lock --no-config
+
+.PHONY: clean
+clean: ## Remove everything that make made
+	rm -rf $(VENV) site dist build .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
