@@ -1,0 +1,1 @@
+"""Benchmarks: the engine, the raw limits of the machine beside it, and its peers. ``python -m benchmarks``."""

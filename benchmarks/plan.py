@@ -1,0 +1,238 @@
+"""What is measured, against which raw limit, beside which peer, and what it must reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A function run in a fresh process on an empty folder.
+
+    Attributes:
+        call: ``module:function`` below `benchmarks`; of a peer ``script:function`` below ``benchmarks/peers``.
+        sizes: Its keyword arguments.
+        quick: Those that differ in a quick run.
+        repeat: How often it runs; the median counts.
+        peer: Whether the peers' interpreter runs it.
+        slow: Left out of quick runs.
+    """
+
+    call: str
+    sizes: dict[str, Any] = field(default_factory=dict)
+    quick: dict[str, Any] = field(default_factory=dict)
+    repeat: int = 3
+    peer: bool = False
+    slow: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A measurement of ours, run between two of its raw limit, time after time, and then its peers."""
+
+    ours: Probe
+    limit: Probe | None = None
+    peers: dict[str, Probe] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        figure: The figure of the job's `ours`; `limit_figure` and `peer_figure` likewise.
+        better: Whether more or less of it is better.
+        bar: What it must reach; ``None``: no target of its own.
+        limit_share: What share of the raw limit of the same run it must reach.
+        floor: Another figure of the job and the least it may be.
+    """
+
+    job: str
+    work: str
+    figure: str
+    unit: str
+    better: Literal["more", "less"]
+    bar: float | None = None
+    limit_figure: str | None = None
+    limit_share: float | None = None
+    floor: tuple[str, float] | None = None
+    peer_figure: str | None = None
+
+
+_COMMITS = Probe("limits:one_row_commits", {"seconds": 0.7}, {"seconds": 0.2})
+_DBOS = {"DBOS": {}, "DBOS, WAL": {"wal": True}}
+
+
+def _dbos(function: str, quick: dict[str, Any], *, repeat: int = 1, **sizes: Any) -> dict[str, Probe]:
+    return {
+        name: Probe(f"dbos_sagas:{function}", sizes | more, quick, repeat, peer=True) for name, more in _DBOS.items()
+    }
+
+
+def _es(function: str, quick: dict[str, Any], *, repeat: int = 3) -> dict[str, Probe]:
+    return {"eventsourcing": Probe(f"eventsourcing_store:{function}", {}, quick, repeat, peer=True)}
+
+
+def _ours(call: str, form: str, quick: dict[str, Any], *, repeat: int = 3, **sizes: Any) -> Probe:
+    return Probe(f"sagas:{call}", {"form": form} | sizes, quick, repeat)
+
+
+_STEPS_QUICK = {"steps": 200, "long": 1000}
+_CONCURRENT_QUICK = {"sagas": 100}
+_LATENCY_QUICK = {"samples": 100}
+_RECOVERY_QUICK = {"sagas": 100}
+_GROUP = Probe("limits:group_commit", {}, {"clients": 200, "rounds": 1})
+_HOPS = Probe("limits:hop_latency", {}, {"samples": 100})
+
+JOBS: dict[str, Job] = {
+    "steps": Job(
+        _ours("sequential", "declared", _STEPS_QUICK), _COMMITS, _dbos("sequential", {"steps": 100}, steps=1000)
+    ),
+    "steps-function": Job(
+        _ours("sequential", "function", _STEPS_QUICK), _COMMITS, _dbos("sequential", {"steps": 100}, steps=1000)
+    ),
+    "concurrent": Job(
+        _ours("concurrent", "declared", _CONCURRENT_QUICK, repeat=5),
+        _GROUP,
+        _dbos("concurrent", _CONCURRENT_QUICK, sagas=1000),
+    ),
+    "concurrent-function": Job(
+        _ours("concurrent", "function", _CONCURRENT_QUICK, repeat=5),
+        _GROUP,
+        _dbos("concurrent", _CONCURRENT_QUICK, sagas=1000),
+    ),
+    "latency": Job(_ours("latency", "declared", _LATENCY_QUICK), _HOPS, _dbos("latency", _LATENCY_QUICK)),
+    "latency-function": Job(_ours("latency", "function", _LATENCY_QUICK), _HOPS, _dbos("latency", _LATENCY_QUICK)),
+    "recovery": Job(_ours("recovery", "declared", _RECOVERY_QUICK), None, _dbos("recovery", _RECOVERY_QUICK)),
+    "recovery-function": Job(_ours("recovery", "function", _RECOVERY_QUICK), None, _dbos("recovery", _RECOVERY_QUICK)),
+    "recovery-10k": Job(_ours("recovery", "declared", {"sagas": 500}, sagas=10_000)),
+    "recovery-10k-function": Job(_ours("recovery", "function", {"sagas": 500}, sagas=10_000)),
+    "append": Job(
+        Probe("store:append", {}, {"events": 2000}),
+        Probe("limits:group_commit", {"clients": 100, "writes": 100}, {"writes": 10, "rounds": 1}),
+        _es("append", {"events": 200}),
+    ),
+    "load": Job(
+        Probe("store:load", {}, {"events": 2000}),
+        Probe("limits:bare_load", {}, {"events": 2000, "rounds": 1}),
+        _es("load", {"events": 1000, "rounds": 1}),
+    ),
+    "projection": Job(
+        Probe("store:projection", {}, {"events": 3000}),
+        Probe("limits:bare_fold", {}, {"events": 3000}),
+        _es("system", {"events": 500}),
+    ),
+    "memory": Job(Probe("sagas:memory", {}, {"sagas": 3000}, repeat=1)),
+}
+
+_FORMS = (("", "declared"), ("-function", "function"))
+
+ROWS: tuple[Row, ...] = (
+    *(
+        Row(
+            job="steps" + suffix,
+            work=f"one saga of 1,000 sequential steps, {form}",
+            figure="steps_per_s",
+            unit="steps/s",
+            better="more",
+            bar=2000,
+            limit_figure="commits_per_s",
+            limit_share=0.5,
+            peer_figure="steps_per_s",
+        )
+        for suffix, form in _FORMS
+    ),
+    *(
+        Row(
+            job="steps" + suffix,
+            work=f"the same with 10,000 steps, {form}",
+            figure="long_steps_per_s",
+            unit="steps/s",
+            better="more",
+            floor=("long_share", 0.9),
+        )
+        for suffix, form in _FORMS
+    ),
+    *(
+        Row(
+            job="concurrent" + suffix,
+            work=f"1,000 concurrent sagas of 5 steps, {form}",
+            figure="steps_per_s",
+            unit="steps/s",
+            better="more",
+            bar=20_000,
+            limit_figure="writes_per_s",
+            peer_figure="steps_per_s",
+        )
+        for suffix, form in _FORMS
+    ),
+    *(
+        Row(
+            job="latency" + suffix,
+            work=f"one saga of 3 steps, {name}, {form}",
+            figure=f"{name}_ms",
+            unit="ms",
+            better="less",
+            bar=bar,
+            limit_figure=f"{name}_ms",
+            peer_figure=f"{name}_ms",
+        )
+        for suffix, form in _FORMS
+        for name, bar in (("p50", 2.0), ("p99", 6.0))
+    ),
+    *(
+        Row(
+            job=job + suffix,
+            work=f"{count} sagas killed, restart to all resumed, {form}",
+            figure="resumed_s",
+            unit="s",
+            better="less",
+            bar=bar,
+            peer_figure="resumed_s",
+        )
+        for job, count, bar in (("recovery", "1,000", 1.0), ("recovery-10k", "10,000", 4.0))
+        for suffix, form in _FORMS
+    ),
+    Row(
+        job="append",
+        work="append of 1 event, 100 concurrent writers",
+        figure="events_per_s",
+        unit="events/s",
+        better="more",
+        bar=30_000,
+        limit_figure="writes_per_s",
+        peer_figure="events_per_s",
+    ),
+    Row(
+        job="load",
+        work="load an aggregate of 10,000 events, no snapshot",
+        figure="load_ms",
+        unit="ms",
+        better="less",
+        bar=50,
+        limit_figure="load_ms",
+        peer_figure="load_ms",
+    ),
+    Row(
+        job="projection",
+        work="async document projection, exactly-once",
+        figure="events_per_s",
+        unit="events/s",
+        better="more",
+        bar=25_000,
+        limit_figure="events_per_s",
+        peer_figure="events_per_s",
+    ),
+    Row(job="memory", work="100,000 sagas asleep on a timer", figure="mb", unit="MB", better="less", bar=60),
+)
+
+LIMITS: tuple[Probe, ...] = (
+    Probe("limits:fsync", {}, {"seconds": 0.1}),
+    Probe("limits:one_row_commits", {}, {"seconds": 0.2}),
+    Probe("limits:group_commit", {"clients": 1000, "writes": 5}, {"clients": 200, "rounds": 1}),
+    Probe("limits:group_commit", {"clients": 1000, "writes": 5, "rows_a_statement": 1}, {"clients": 200, "rounds": 1}),
+    Probe("limits:asyncio_tasks", {}, {"tasks": 5000}, 1),
+    Probe("limits:msgspec_round_trip", {}, {"rounds": 5000}, 1),
+)
+"""Measured once before everything else, beside the limits of each job."""
