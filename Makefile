@@ -17,7 +17,7 @@ unexport VIRTUAL_ENV
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: venv
 venv: $(STAMP) ## Build or update .venv from uv.lock
@@ -33,6 +33,59 @@ $(STAMP): pyproject.toml uv.lock
 	  $(BIN)/uv sync --frozen; \
 	fi
 	@touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## Two sagas, a killed worker, and how both end
+	$(BIN)/ewe demo
+
+# One number seeds every random program of a run; a failure is replayed with `make test SEED=…`.
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+SEED := $(SEED)
+JOBS ?= 2
+ARGS ?=
+PYTEST = EWE_TEST_SEED=$(SEED) $(BIN)/python -m pytest --hypothesis-seed=$(SEED) -n $(JOBS)
+
+.PHONY: test
+test: $(STAMP) ## Run the tests (SEED=, JOBS=, ARGS="-k name")
+	@echo "seed: $(SEED)"
+	$(PYTEST) $(ARGS)
+
+.PHONY: test-long
+test-long: $(STAMP) ## Run the tests with those that take minutes
+	@echo "seed: $(SEED)"
+	$(PYTEST) -m 'long or not long' $(ARGS)
+
+.PHONY: fmt
+fmt: $(STAMP) ## Format the code and apply the safe fixes
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+.PHONY: lint
+lint: $(STAMP) ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(STAMP) ## Check the types with mypy --strict
+	$(BIN)/mypy --strict src
+
+.PHONY: imports
+imports: $(STAMP) ## Check the layers
+	$(BIN)/lint-imports
+
+.PHONY: docs
+docs: $(STAMP) ## Build the documentation into site/, strictly
+	$(BIN)/mkdocs build --strict --quiet
+
+.PHONY: gates
+gates: lint types imports docs ## Everything that CI asks beside the tests
+
+.PHONY: check
+check: test gates ## Everything that CI asks
+
+.PHONY: bench
+bench: $(STAMP) ## Measure speed beside its peers and raw limits
+	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: lock
 lock: $(STAMP) ## Resolve the dependencies anew into uv.lock, from the default index only
