@@ -59,9 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     }
     _show(console, limits, rows, measured, peers_from)
     if name := _name(options):
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        console.print(f"Written: benchmarks/results/{name}.json", style="dim")
+        options.results.mkdir(parents=True, exist_ok=True)
+        (options.results / f"{name}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        console.print(f"Written: {name}.json", style="dim")
     return 0 if all(row["holds"] for row in rows) or options.quick else 1
 
 
@@ -72,7 +72,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="measure the peers too, installing them when absent")
     parser.add_argument("--limits", action="store_true", help="measure the raw limits also with --only")
     parser.add_argument("--repeat", type=int, help="how often each measurement runs (default: 1 to 5, as it says)")
-    parser.add_argument("--name", help="results go to benchmarks/results/NAME.json; '' writes none")
+    parser.add_argument("--name", help="results go to NAME.json; '' writes none")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the results")
     parser.add_argument("--folder", type=Path, default=WORK, help="where the database files are made, and removed")
     return parser.parse_args(arguments)
 
