@@ -1,0 +1,1 @@
+"""What `event_workflow_engine.saga` is made of."""

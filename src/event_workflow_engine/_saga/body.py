@@ -1,0 +1,235 @@
+"""What the body of a saga function can await: `step`, `sleep`, `wait_for_signal`, `run_saga`.
+
+Each is a plain function that returns a coroutine: what it stands for in the journal is fixed when it is called.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
+
+from event_workflow_engine._saga.definition import Saga
+from event_workflow_engine._saga.specs import build_spec, check_name, check_seconds, check_step_name
+from event_workflow_engine.callables import called, check_readable
+from event_workflow_engine.context import runtime
+from event_workflow_engine.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from typing import TypeVarTuple, Unpack
+
+    from event_workflow_engine.clock import Duration
+    from event_workflow_engine.context import CompensationContext
+    from event_workflow_engine.retries import RetryPolicy
+
+    Ts = TypeVarTuple("Ts")
+
+__all__ = ["Signal", "run_saga", "sleep", "step", "wait_for_signal"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+if TYPE_CHECKING:
+
+    class _Options(TypedDict, total=False):
+        name: str | None
+        key: str | None
+        timeout: Duration | None
+        retry: RetryPolicy | None
+        compensation_retry: RetryPolicy | None
+        idempotent: bool
+        compensate_failed: bool
+        rejects: type[BaseException] | Iterable[type[BaseException]]
+        probe: Callable[..., Any] | None
+
+
+@overload
+def step(
+    fn: Callable[[*Ts], Awaitable[R]],
+    /,
+    *args: *Ts,
+    compensation: Callable[[], object] | Callable[[CompensationContext[Any, R]], object] | None = None,
+    **options: Unpack[_Options],
+) -> Coroutine[Any, Any, R]: ...
+@overload
+def step(
+    fn: Callable[[*Ts], R],
+    /,
+    *args: *Ts,
+    compensation: Callable[[], object] | Callable[[CompensationContext[Any, R]], object] | None = None,
+    **options: Unpack[_Options],
+) -> Coroutine[Any, Any, R]: ...
+def step(
+    fn: Callable[..., Any],
+    /,
+    *args: Any,
+    compensation: Callable[..., Any] | None = None,
+    name: str | None = None,
+    key: str | None = None,
+    timeout: Duration | None = None,
+    retry: RetryPolicy | None = None,
+    compensation_retry: RetryPolicy | None = None,
+    idempotent: bool = True,
+    compensate_failed: bool = False,
+    rejects: type[BaseException] | Iterable[type[BaseException]] = (),
+    probe: Callable[..., Any] | None = None,
+) -> Coroutine[Any, Any, Any]:
+    """Run `fn` durably: once it has succeeded it never runs again, and after a restart its result is read back.
+
+    In the body of a saga function only. The step's identity is (task, name, how often that name was used there before),
+    fixed by this call; the action begins when what is returned is awaited.
+
+    Args:
+        fn: Async, or plain (then it runs in a thread). Its context is `current_step()`.
+        *args: Exactly what `fn` is called with. Keyword arguments go by `functools.partial`.
+        compensation: Undoes it when the saga is undone; takes nothing or a `CompensationContext`. A named function
+            among the globals of the saga function's module, or given to `Saga.register_compensation`.
+        name: The step's name. Default ``fn.__name__``.
+        key: The identity in place of the counted one; unique in the saga.
+        timeout: For each attempt; seconds or timedelta. Default none.
+        retry: The action's policy. Default one attempt.
+        compensation_retry: The compensation's policy. Default eight attempts.
+        idempotent: Whether `fn` may be repeated with the same idempotency key when nobody knows whether it happened.
+            Default ``True``.
+        compensate_failed: Compensate it even where it FAILED. Default ``False``.
+        rejects: Exception types by which `fn` says that it did not happen, in strict mode too.
+        probe: Kept for asking the world whether an action landed; not available yet.
+
+    Returns:
+        A coroutine for `fn`'s result; it raises `StepFailedError` where the step does not succeed.
+
+    Raises:
+        OutsideSagaError: Not called in the body of a saga function.
+        DefinitionError: An option or function is wrong, or the compensation could not be found again by name.
+    """
+    present = runtime("step()")
+    if isinstance(fn, Saga):
+        raise DefinitionError(f"step({fn!r}): a saga within a saga is run by run_saga(saga, input)")
+    if probe is not None:
+        raise DefinitionError(f"step {name or called(fn)!r}: probe= is not available in this version: leave it out")
+    if key is not None:
+        check_step_name(key, "key")
+    spec = build_spec(
+        called(fn) if name is None else name,
+        fn,
+        compensation,
+        arguments=len(args),
+        timeout=timeout,
+        retry=retry,
+        compensation_retry=compensation_retry,
+        idempotent=idempotent,
+        compensate_failed=compensate_failed,
+        rejects=rejects,
+    )
+    return present.step(fn, args, spec, key)
+
+
+def sleep(delay: Duration) -> Coroutine[Any, Any, None]:
+    """Wait, durably: over restarts, and without being in memory when it takes long.
+
+    In the body of a saga function only; the wait begins when what is returned is awaited.
+
+    Args:
+        delay: Seconds or timedelta; what is below zero is no wait.
+
+    Raises:
+        OutsideSagaError: Not called in the body of a saga function.
+        DefinitionError: It is no length of time.
+    """
+    present = runtime("sleep()")
+    length = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    if isinstance(length, bool) or not isinstance(length, (int, float)) or not math.isfinite(length):
+        raise DefinitionError(f"sleep({delay!r}): seconds or a timedelta")
+    return present.sleep(max(0.0, float(length)))
+
+
+@dataclass(frozen=True)
+class Signal(Generic[T]):
+    """A typed signal, one value for both ends: who sends it and the saga that waits for it.
+
+    Attributes:
+        name: What it is known by in the journal.
+        type: Its payload's type.
+
+    Raises:
+        DefinitionError: The name is wrong, or the type cannot be read back from JSON.
+
+    Example:
+        >>> Signal("approval", bool).name
+        'approval'
+    """
+
+    name: str
+    type: builtins.type[T]
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        check_name(self.name, "signal name")
+        check_readable(self.type, f"signal {self.name!r}")
+
+
+@overload
+def wait_for_signal(signal: Signal[T], /, *, timeout: Duration | None = None) -> Coroutine[Any, Any, T]: ...
+@overload
+def wait_for_signal(signal: str, /, *, timeout: Duration | None = None) -> Coroutine[Any, Any, Any]: ...
+def wait_for_signal(signal: Signal[Any] | str, /, *, timeout: Duration | None = None) -> Coroutine[Any, Any, Any]:
+    """Wait for the next signal of a name, durably. One that came earlier and was not waited for counts.
+
+    In the body of a saga function only.
+
+    Args:
+        signal: The `Signal`; by name alone its payload is plain dicts, lists and scalars.
+        timeout: How long; seconds or timedelta. Default without end.
+
+    Returns:
+        A coroutine for the payload; it raises `SignalTimeoutError` where none came in time.
+
+    Raises:
+        OutsideSagaError: Not called in the body of a saga function.
+        DefinitionError: It is no signal, or no length of time.
+    """
+    present = runtime("wait_for_signal()")
+    if isinstance(signal, Signal):
+        name, kind = signal.name, signal.type
+    else:
+        check_name(signal, "signal name")
+        name, kind = signal, Any
+    limit = None if timeout is None else check_seconds(timeout, f"signal {name!r}: timeout", zero=True)
+    return present.wait_for_signal(name, kind, limit)
+
+
+@overload
+def run_saga(saga: Saga[None, Out], input: None = None, *, id: str | None = None) -> Coroutine[Any, Any, Out]: ...
+@overload
+def run_saga(saga: Saga[In, Out], input: In, *, id: str | None = None) -> Coroutine[Any, Any, Out]: ...
+def run_saga(
+    saga: Saga[Any, Any],
+    input: Any = None,  # noqa: A002 - the contract's name
+    *,
+    id: str | None = None,  # noqa: A002 - the contract's name
+) -> Coroutine[Any, Any, Any]:
+    """Run a child saga to its end, durably.
+
+    In the body of a saga function only.
+
+    Args:
+        saga: A registered `Saga`.
+        input: Its input.
+        id: The child's id. Default: made of this saga's id and the place of the call.
+
+    Returns:
+        A coroutine for the child's result; it raises what the child failed by.
+
+    Raises:
+        OutsideSagaError: Not called in the body of a saga function.
+        DefinitionError: It is no saga.
+    """
+    present = runtime("run_saga()")
+    if not isinstance(saga, Saga):
+        raise DefinitionError(f"run_saga({saga!r}): a Saga is needed")
+    return present.run_saga(saga, input, id)
