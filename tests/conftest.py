@@ -1,0 +1,56 @@
+"""What every test is held to: one seed for all randomness, asyncio's debug mode, and no task left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+SEED = int(os.environ.get("EWE_TEST_SEED", "0"))
+
+# Two test processes share the machine with worker processes that tests start, so wall-clock deadlines would only tell
+# how busy it was. The blob lets a failure of one run be replayed in another.
+settings.register_profile("house", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
+
+
+def pytest_report_header() -> str:
+    return f"seed: {SEED} (again: make test SEED={SEED})"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers of the run's seed, the same for a test whatever else runs, and in whatever order."""
+    return random.Random(f"{SEED}:{request.node.nodeid}")
+
+
+@pytest.fixture
+async def task_ledger(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Turn asyncio's debug mode on, and fail when the test and its fixtures end with a task still running.
+
+    Tests marked `slow` or `long` run without debug mode, which takes a traceback at every task's creation.
+    """
+    asyncio.get_running_loop().set_debug(not any(request.node.get_closest_marker(name) for name in ("slow", "long")))
+    yield
+    # A task that has been cancelled or has its result needs a turn or two of the loop to end.
+    for _ in range(10):
+        await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    if left:
+        pytest.fail("tasks left running:\n" + "\n".join(repr(task) for task in left))
+
+
+@pytest.fixture(autouse=True)
+def no_task_left_behind(request: pytest.FixtureRequest) -> None:
+    """Set the ledger up before every other fixture of an async test, so that it is closed after them."""
+    function = getattr(request, "function", None)
+    if function is not None and inspect.iscoroutinefunction(function):
+        request.getfixturevalue("task_ledger")
