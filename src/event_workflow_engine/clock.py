@@ -1,0 +1,57 @@
+"""Time, as the engine sees it: one clock for what is stored and for what is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+__all__ = ["EPOCH", "Clock", "Duration", "SystemClock", "from_micros", "seconds", "to_micros"]
+
+Duration = float | timedelta
+"""A length of time: a bare number is seconds."""
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_LONGEST_SLEEP_S: Final = 3600.0
+
+
+class Clock(Protocol):
+    """Where the engine gets its time from. The testing kit has one that can be advanced by hand."""
+
+    def now(self) -> datetime:
+        """The time now, aware, in UTC."""
+        ...
+
+    async def sleep_until(self, when: datetime, /) -> None:
+        """Wait until the clock shows `when`; returns at once when that has passed."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """The time now, aware, in UTC."""
+        return datetime.now(UTC)
+
+    async def sleep_until(self, when: datetime, /) -> None:
+        """Wait until the wall clock shows `when`."""
+        # In slices, so that a wall clock that is set (NTP, suspend) is noticed within the hour.
+        while (left := (when - self.now()).total_seconds()) > 0:  # noqa: ASYNC110 - time is what is waited for
+            await asyncio.sleep(min(left, _LONGEST_SLEEP_S))
+
+
+def seconds(duration: Duration) -> float:
+    """`duration` in seconds."""
+    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+def to_micros(when: datetime) -> int:
+    """`when` as whole microseconds since 1970 in UTC, as it is stored."""
+    return (when - EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """The aware UTC time of stored microseconds."""
+    return EPOCH + timedelta(microseconds=micros)

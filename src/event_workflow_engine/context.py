@@ -1,0 +1,256 @@
+"""The saga's context: what code running inside a saga may know, carried in `contextvars`.
+
+Also the `Runtime` protocol: all that `step()`, `sleep()` and `wait_for_signal()` see of the engine, so that the
+definitions above need not know the runner below them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
+
+import msgspec
+
+from event_workflow_engine.errors import OutsideSagaError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from event_workflow_engine.outcomes import Outcome
+
+__all__ = [
+    "RUNTIME",
+    "CompensationContext",
+    "Runtime",
+    "SagaContext",
+    "StepContext",
+    "StepResults",
+    "current_saga",
+    "current_step",
+]
+
+In = TypeVar("In")
+R = TypeVar("R")
+In_co = TypeVar("In_co", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+class SagaContext(msgspec.Struct, frozen=True):
+    """Where the running code stands.
+
+    Attributes:
+        saga_id: The saga's id.
+        saga: The definition's name.
+        step: The step's identity; ``None`` in the body of a saga function.
+        correlation_id: Shared by all that one first cause led to.
+        causation_id: What led to this directly.
+    """
+
+    saga_id: str
+    saga: str
+    step: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+
+
+class StepResults(Mapping[str, Any]):
+    """Results of steps: by name ``Any``, by action that action's type."""
+
+    __slots__ = ("_by_action", "_by_name")
+
+    def __init__(self, by_name: Mapping[str, Any], by_action: Mapping[Any, str]) -> None:
+        self._by_name = by_name
+        self._by_action = by_action
+
+    @overload
+    def __getitem__(self, key: str, /) -> Any: ...
+    @overload
+    def __getitem__(self, key: Callable[..., Coroutine[Any, Any, R]], /) -> R: ...
+    @overload
+    def __getitem__(self, key: Callable[..., R], /) -> R: ...
+    def __getitem__(self, key: Any, /) -> Any:
+        """The result of a step.
+
+        Raises:
+            KeyError: No such step, it has no result (yet), or the action is used by more than one step.
+        """
+        if isinstance(key, str):
+            return self._by_name[key]
+        try:
+            name = self._by_action[key]
+        except KeyError:
+            raise KeyError(f"{key!r} is the action of no step, or of several: ask by the step's name") from None
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of steps that have a result."""
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        """How many steps have a result."""
+        return len(self._by_name)
+
+    def __repr__(self) -> str:
+        """As a dict."""
+        return f"StepResults({dict(self._by_name)!r})"
+
+
+class StepContext(Generic[In_co]):
+    """What an action gets to know about its step and saga.
+
+    Attributes:
+        saga_id: The saga's id.
+        input: The saga's input.
+        results: Results of the steps before.
+        idempotency_key: The same for every attempt of this step in this saga, and no other step's. Hand it to systems
+            that deduplicate. Built from saga id, run number and step identity.
+        attempt: From 1.
+        fence: Grows with each owner of the saga, for systems that can refuse an older one.
+        deadline: When this attempt times out; ``None`` where it has no timeout.
+    """
+
+    __slots__ = (
+        "_heartbeat",
+        "_saga",
+        "_step",
+        "attempt",
+        "deadline",
+        "fence",
+        "idempotency_key",
+        "input",
+        "results",
+        "saga_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        saga: str,
+        saga_id: str,
+        step: str,
+        input: In_co,  # noqa: A002 - the contract's name
+        results: StepResults,
+        idempotency_key: str,
+        attempt: int,
+        fence: int,
+        deadline: datetime | None,
+        heartbeat: Callable[[Any], None] | None = None,
+    ) -> None:
+        self._saga = saga
+        self._step = step
+        self.saga_id = saga_id
+        self.input = input
+        self.results = results
+        self.idempotency_key = idempotency_key
+        self.attempt = attempt
+        self.fence = fence
+        self.deadline = deadline
+        self._heartbeat = heartbeat
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry `saga_id`, `saga`, `step` and `attempt`."""
+        extra = {"saga_id": self.saga_id, "saga": self._saga, "step": self._step, "attempt": self.attempt}
+        return logging.LoggerAdapter(logging.getLogger(f"event_workflow_engine.saga.{self._saga}"), extra)
+
+    def heartbeat(self, progress: Any = None) -> None:
+        """Say that the action is alive; restarts its timeout. Synchronous, and safe from any thread.
+
+        Args:
+            progress: Not stored; handed to the log at debug level.
+        """
+        if self._heartbeat is not None:
+            self._heartbeat(progress)
+
+
+class CompensationContext(StepContext[In_co], Generic[In_co, R_co]):
+    """What a compensation gets to know.
+
+    Attributes:
+        result: What the action returned; ``None`` where its outcome is not `Outcome.SUCCEEDED`.
+        outcome: What is known of the action. The compensation must bear that it never happened.
+    """
+
+    __slots__ = ("outcome", "result")
+
+    result: R_co | None
+    outcome: Outcome
+
+    def __init__(self, *, result: R_co | None, outcome: Outcome, **context: Any) -> None:
+        super().__init__(**context)
+        self.result = result
+        self.outcome = outcome
+
+
+class Runtime(Protocol):
+    """What a saga function's body can ask of the engine. The runner implements it; `RUNTIME` holds the present one."""
+
+    def step(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], spec: Any, key: str | None, /
+    ) -> Coroutine[Any, Any, Any]:
+        """A durable step; its identity is fixed by this call, it begins when it is awaited.
+
+        Args:
+            fn: The action.
+            args: Exactly what it is called with.
+            spec: A `StepSpec`, checked, with the step's name.
+            key: The identity in place of the counted one.
+        """
+        ...
+
+    def sleep(self, seconds: float, /) -> Coroutine[Any, Any, None]:
+        """A durable timer."""
+        ...
+
+    def wait_for_signal(self, name: str, kind: Any, timeout: float | None, /) -> Coroutine[Any, Any, Any]:
+        """The next signal of that name, decoded as `kind`."""
+        ...
+
+    def run_saga(self, saga: Any, input: Any, saga_id: str | None, /) -> Coroutine[Any, Any, Any]:  # noqa: A002
+        """A child saga, run to its end."""
+        ...
+
+
+RUNTIME: Final[ContextVar[Runtime | None]] = ContextVar("ewe_runtime", default=None)
+SAGA: Final[ContextVar[SagaContext | None]] = ContextVar("ewe_saga", default=None)
+STEP: Final[ContextVar[StepContext[Any] | None]] = ContextVar("ewe_step", default=None)
+
+
+def current_saga() -> SagaContext:
+    """The saga that the calling code runs in: in a body, an action, a compensation, and in their tasks and threads.
+
+    Raises:
+        OutsideSagaError: There is none.
+    """
+    saga = SAGA.get()
+    if saga is None:
+        raise OutsideSagaError("current_saga() was called outside of a saga")
+    return saga
+
+
+def current_step() -> StepContext[Any]:
+    """The step that the calling code runs in: in an action or a compensation, and in their tasks and threads.
+
+    Raises:
+        OutsideSagaError: There is none.
+    """
+    step = STEP.get()
+    if step is None:
+        raise OutsideSagaError("current_step() was called outside of a step's action or compensation")
+    return step
+
+
+def runtime(what: str) -> Runtime:
+    """The runtime of the saga function that the calling code is the body of.
+
+    Raises:
+        OutsideSagaError: It is not such a body.
+    """
+    present = RUNTIME.get()
+    if present is None:
+        raise OutsideSagaError(
+            f"{what} was called outside of the body of a saga function; an action that needs it belongs in the body"
+        )
+    return present

@@ -1,0 +1,281 @@
+"""`WorkflowEngine`: composition and life cycle of everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+
+from event_workflow_engine.aggregates import Aggregate, Repository
+from event_workflow_engine.clock import Clock, SystemClock, to_micros
+from event_workflow_engine.codecs import JSON, Codec
+from event_workflow_engine.commands import CommandBus
+from event_workflow_engine.config import EngineConfig
+from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.event_bus import EventBus
+from event_workflow_engine.event_store import EventStore
+from event_workflow_engine.handle import SagaHandle
+from event_workflow_engine.ids import uuid7
+from event_workflow_engine.projections import ProjectionManager
+from event_workflow_engine.runner.definitions import Definitions
+from event_workflow_engine.runner.keeper import SagaKeeper
+from event_workflow_engine.runner.kit import Kit
+from event_workflow_engine.scheduler import WorkflowScheduler
+from event_workflow_engine.snapshots import SnapshotManager
+from event_workflow_engine.storage import open_storage
+from event_workflow_engine.storage.liveness import liveness_of
+from event_workflow_engine.timers import Alarms
+from event_workflow_engine.workers import Worker
+
+if TYPE_CHECKING:
+    from event_workflow_engine.saga import Saga
+    from event_workflow_engine.storage.port import Storage
+
+__all__ = ["WorkflowEngine"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+A = TypeVar("A", bound=Aggregate[Any])
+_DEFAULTS: Final = EngineConfig()
+
+
+class WorkflowEngine:
+    """Runs sagas durably on one store, and holds the parts around them.
+
+    An async context manager: entering it resumes the sagas that are under way, leaving it lets running steps end and
+    hands the rest over. It may be entered again after it was left.
+
+    Args:
+        storage: A URL (``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``memory://``) or an opened storage,
+            which is then the caller's to close.
+        config: See `EngineConfig`.
+        clock: Where time comes from; the machine's clock by default.
+
+    Attributes:
+        store: The event store.
+        bus: The event bus.
+        projections: The projections.
+        snapshots: The snapshots.
+        scheduler: The scheduler.
+        commands: The command bus.
+
+    Raises:
+        DefinitionError: The URL is none that the library knows.
+
+    Example:
+        >>> async def main() -> None:
+        ...     async def greet() -> str:
+        ...         return "hello"
+        ...
+        ...     greeting = Saga("greeting", [SagaStep("greet", greet)])
+        ...     async with WorkflowEngine("memory://") as engine:
+        ...         engine.register(greeting)
+        ...         results = await engine.execute(greeting, id="g-1")
+        ...         print(results["greet"])
+        >>> from event_workflow_engine import SagaStep
+        >>> asyncio.run(main())
+        hello
+    """
+
+    def __init__(
+        self,
+        storage: str | Storage = "memory://",
+        *,
+        config: EngineConfig = _DEFAULTS,
+        clock: Clock | None = None,
+    ) -> None:
+        self._owns_storage = isinstance(storage, str)
+        self._storage: Storage = (
+            open_storage(storage, auto_upgrade=config.auto_upgrade) if isinstance(storage, str) else storage
+        )
+        self._config = config
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._definitions = Definitions()
+        self._keeper = SagaKeeper(self._definitions, config)
+        self._open: AsyncExitStack | None = None
+        self.store = EventStore(self._storage, clock=self._clock)
+        self.bus = EventBus()
+        self.snapshots = SnapshotManager(self.store)
+        self.projections = ProjectionManager(self.store, clock=self._clock)
+        self.commands = CommandBus(self.store, snapshots=self.snapshots)
+        self.scheduler = WorkflowScheduler(self._storage, clock=self._clock)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Open the store, resume what is under way, and begin to accept.
+
+        Raises:
+            EngineStateError: It is entered already.
+            StorageError: The store cannot be opened; the message says what to do.
+        """
+        if self._open is not None:
+            raise EngineStateError("the engine is entered already; one engine is entered once at a time")
+        async with AsyncExitStack() as stack:
+            self._open = stack
+            try:
+                await self._start(stack)
+            except BaseException:
+                self._open = None
+                raise
+            self._open = stack.pop_all()
+        return self
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        if self._owns_storage:
+            await stack.enter_async_context(self._storage)
+        alarms = Alarms(self._clock)
+        worker = Worker(self._storage, liveness_of(self._storage), self.now, self._keeper.poke)
+        kit = Kit(
+            storage=self._storage,
+            clock=self._clock,
+            codec=JSON,
+            alarms=alarms,
+            loop=asyncio.get_running_loop(),
+            actions=self._pool(stack, "ewe-action"),
+            undo=self._pool(stack, "ewe-undo"),
+            worker=worker.ref,
+            context=contextvars.copy_context(),
+            host=self._keeper,
+        )
+        alarms.start()
+        stack.push_async_callback(alarms.stop)
+        if self._config.worker:
+            stack.push_async_callback(worker.stop)
+            await worker.start()
+        self.bus.attach(self.store, worker_id=worker.ref.id)
+        stack.push_async_callback(self.bus.stop)
+        await self.bus.start()
+        stack.push_async_callback(self.projections.stop)
+        await self.projections.start(worker_id=worker.ref.id)
+        stack.push_async_callback(self._keeper.stop)
+        self._keeper.start(kit)
+        stack.push_async_callback(self.scheduler.stop)
+        await self.scheduler.start(self, worker_id=worker.ref.id)
+
+    def _pool(self, stack: AsyncExitStack, name: str) -> ThreadPoolExecutor:
+        pool = ThreadPoolExecutor(self._config.threads, thread_name_prefix=name)
+        # Threads cannot be stopped: what the shutdown timeout cut off ends by itself.
+        stack.callback(pool.shutdown, wait=False)
+        return pool
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Let running steps end within the shutdown timeout, hand the sagas over, and close."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            await opened.aclose()
+
+    # -- sagas -------------------------------------------------------------------------------------------------------
+
+    def register(self, *sagas: Saga[Any, Any]) -> None:
+        """Let this engine run sagas. Sync; before or after entering, which then resumes theirs.
+
+        Raises:
+            DefinitionError: Another definition has the name and version.
+        """
+        new = [saga for saga in sagas if self._definitions.add(saga)]
+        if new and self._open is not None:
+            self._keeper.code_came()
+
+    @overload
+    async def execute(self, saga: Saga[In, Out], input: In, *, id: str | None = None) -> Out: ...
+    @overload
+    async def execute(self, saga: Saga[None, Out], *, id: str | None = None) -> Out: ...
+    @overload
+    async def execute(self, saga: str, input: Any = None, *, id: str | None = None) -> Any: ...
+    async def execute(self, saga: Saga[Any, Any] | str, input: Any = None, *, id: str | None = None) -> Any:  # noqa: A002
+        """Run a saga to its end. The same id is the same saga: it is joined, or its result told again.
+
+        Cancelling this call detaches from the saga; it goes on. Use `SagaHandle.cancel` to cancel it.
+
+        Args:
+            saga: A registered saga, or the name of one (then its newest version).
+            input: What it works on.
+            id: Its id; a new UUID version 7 by default.
+
+        Returns:
+            The function's result; of a declarative saga the `StepResults`.
+
+        Raises:
+            NotRegisteredError: It is not registered.
+            SagaConflictError: The id belongs to another saga or input.
+            SagaFailedError: It ended as undone, failed or cancelled, or needs intervention.
+        """
+        resolved = self._definitions.resolve(saga)
+        saga_id = uuid7() if id is None else id
+        ends = self._keeper.ends
+        waiter = ends.expect(saga_id)
+        try:
+            if await self._keeper.start_saga(resolved, input, saga_id):
+                return await ends.conclusion(await waiter, saga_id, resolved)
+        finally:
+            ends.forget(saga_id, waiter)
+        return await ends.wait(saga_id, resolved)
+
+    @overload
+    async def start(self, saga: Saga[In, Out], input: In, *, id: str | None = None) -> SagaHandle[Out]: ...
+    @overload
+    async def start(self, saga: Saga[None, Out], *, id: str | None = None) -> SagaHandle[Out]: ...
+    @overload
+    async def start(self, saga: str, input: Any = None, *, id: str | None = None) -> SagaHandle[Any]: ...
+    async def start(
+        self,
+        saga: Saga[Any, Any] | str,
+        input: Any = None,  # noqa: A002
+        *,
+        id: str | None = None,  # noqa: A002
+    ) -> SagaHandle[Any]:
+        """Accept a saga; durable once this returns. The same id is the same saga.
+
+        Args:
+            saga: A registered saga, or the name of one (then its newest version).
+            input: What it works on.
+            id: Its id; a new UUID version 7 by default.
+
+        Raises:
+            NotRegisteredError: It is not registered.
+            SagaConflictError: The id belongs to another saga or input.
+        """
+        resolved = self._definitions.resolve(saga)
+        saga_id = uuid7() if id is None else id
+        await self._keeper.start_saga(resolved, input, saga_id)
+        return SagaHandle(self, saga_id, resolved)
+
+    @overload
+    def handle(self, id: str) -> SagaHandle[Any]: ...
+    @overload
+    def handle(self, id: str, saga: Saga[Any, Out]) -> SagaHandle[Out]: ...
+    def handle(self, id: str, saga: Saga[Any, Any] | None = None) -> SagaHandle[Any]:  # noqa: A002
+        """A handle on a saga by its id, without I/O.
+
+        Args:
+            id: The saga's id.
+            saga: Its definition, which types the result; by default the one registered under its name, if any.
+        """
+        return SagaHandle(self, id, saga)
+
+    def repository(self, aggregate: type[A]) -> Repository[A]:
+        """Load and save aggregates of one type."""
+        return Repository(self.store, aggregate, snapshots=self.snapshots)
+
+    # -- what handles and the scheduler use --------------------------------------------------------------------------
+
+    @property
+    def storage(self) -> Storage:
+        """The store behind it all."""
+        return self._storage
+
+    @property
+    def codec(self) -> Codec:
+        """Encodes inputs, results and signals."""
+        return JSON
+
+    def now(self) -> int:
+        """The engine's clock, in microseconds since 1970."""
+        return to_micros(self._clock.now())
+
+    async def wait_for_end(self, saga_id: str, saga: Saga[Any, Any] | None) -> Any:
+        """See `SagaHandle.result`."""
+        return await self._keeper.ends.wait(saga_id, saga)

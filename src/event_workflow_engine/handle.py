@@ -1,0 +1,165 @@
+"""`SagaHandle`: one saga, from outside: wait for it, look at it, speak to it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+
+from event_workflow_engine import history as h
+from event_workflow_engine.clock import Duration, seconds
+from event_workflow_engine.errors import SagaNotFoundError
+from event_workflow_engine.inbox import send
+from event_workflow_engine.journal import saga_stream
+from event_workflow_engine.state_machine import WorkflowState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from event_workflow_engine.codecs import Codec
+    from event_workflow_engine.event_store import EventStore
+    from event_workflow_engine.events import RecordedEvent
+    from event_workflow_engine.saga import Saga, Signal
+    from event_workflow_engine.storage.port import Storage
+
+__all__ = ["HandleHost", "SagaHandle"]
+
+Out = TypeVar("Out")
+T = TypeVar("T")
+
+
+class HandleHost(Protocol):
+    """What a handle needs of the engine."""
+
+    store: EventStore
+
+    @property
+    def storage(self) -> Storage:
+        """Where rows and inboxes are."""
+        ...
+
+    @property
+    def codec(self) -> Codec:
+        """Encodes signals."""
+        ...
+
+    def now(self) -> int:
+        """Microseconds since 1970."""
+        ...
+
+    async def wait_for_end(self, saga_id: str, saga: Saga[Any, Any] | None) -> Any:
+        """The saga's result, once it has one."""
+        ...
+
+
+class SagaHandle(Generic[Out]):
+    """A saga by its id. Made by `WorkflowEngine.start` and `WorkflowEngine.handle`; making one does no I/O.
+
+    Attributes:
+        id: The saga's id.
+    """
+
+    __slots__ = ("_host", "_saga", "id")
+
+    def __init__(self, host: HandleHost, saga_id: str, saga: Saga[Any, Out] | None = None) -> None:
+        self._host = host
+        self._saga = saga
+        self.id = saga_id
+
+    def __repr__(self) -> str:
+        """With the id."""
+        return f"SagaHandle({self.id!r})"
+
+    async def result(self, *, timeout: Duration | None = None) -> Out:  # noqa: ASYNC109 - part of the contract
+        """Wait until the saga has ended, wherever it runs, and return its result. May be asked again.
+
+        Cancelling the wait, or its timeout, changes nothing for the saga.
+
+        Args:
+            timeout: Seconds or timedelta; ``None``: as long as it takes.
+
+        Raises:
+            SagaFailedError: It ended as undone, failed or cancelled; or it stands at ``NEEDS_INTERVENTION``.
+            SagaNotFoundError: There is no such saga.
+            TimeoutError: It has not ended in time; it goes on.
+        """
+        waiting = self._host.wait_for_end(self.id, self._saga)
+        if timeout is None:
+            return await waiting  # type: ignore[no-any-return]
+        return await asyncio.wait_for(waiting, seconds(timeout))  # type: ignore[no-any-return]
+
+    async def status(self) -> WorkflowState:
+        """The saga's state. One that sleeps or waits is ``RUNNING``.
+
+        Raises:
+            SagaNotFoundError: There is no such saga.
+        """
+        row = await self._host.storage.get("sagas", (self.id,))
+        if row is None:
+            raise SagaNotFoundError(f"there is no saga {self.id!r} in {self._host.storage.url}")
+        return WorkflowState(row["state"])
+
+    @overload
+    async def signal(self, signal: Signal[T], payload: T, *, id: str | None = None) -> None: ...
+    @overload
+    async def signal(self, signal: Signal[None], *, id: str | None = None) -> None: ...
+    @overload
+    async def signal(self, signal: str, payload: Any = None, *, id: str | None = None) -> None: ...
+    async def signal(self, signal: Signal[Any] | str, payload: Any = None, *, id: str | None = None) -> None:  # noqa: A002
+        """Send a signal; durable when it returns. It waits for a saga that does not wait for it yet.
+
+        Args:
+            signal: Which; a `Signal` types the payload.
+            payload: What goes with it, as JSON.
+            id: Sending again with the same id changes nothing.
+
+        Raises:
+            SagaNotFoundError: There is no such saga, or it has ended.
+            EncodeError: The payload is no JSON.
+        """
+        name = signal if isinstance(signal, str) else signal.name
+        data = h.Raw(self._host.codec.encode(payload, f"signal {name!r} to saga {self.id!r}"))
+        await send(self._host.storage, self.id, h.SignalSent(name, data), self._host.now(), id)
+
+    async def cancel(self, reason: str = "") -> None:
+        """Ask the saga to end: what it did is undone. Durable when it returns; `result` tells how it ended.
+
+        A saga that has ended, or is being undone, is left as it is.
+
+        Raises:
+            SagaNotFoundError: There is no such saga.
+        """
+        await self._send(h.CancelSent(reason))
+
+    async def pause(self) -> None:
+        """Let the saga start nothing new until `resume`; what runs may end.
+
+        Raises:
+            SagaNotFoundError: There is no such saga.
+        """
+        await self._send(h.PauseSent())
+
+    async def resume(self) -> None:
+        """Let a paused saga go on.
+
+        Raises:
+            SagaNotFoundError: There is no such saga.
+        """
+        await self._send(h.ResumeSent())
+
+    async def _send(self, entry: h.InboxEntry) -> None:
+        try:
+            await send(self._host.storage, self.id, entry, self._host.now())
+        except SagaNotFoundError:
+            if await self._host.storage.get("sagas", (self.id,)) is None:
+                raise
+
+    async def history(self) -> Sequence[RecordedEvent[Any]]:
+        """All that happened to the saga, as typed events (see `event_workflow_engine.history`).
+
+        Raises:
+            SagaNotFoundError: There is no such saga.
+        """
+        found = [event async for event in self._host.store.read(saga_stream(self.id))]
+        if not found:
+            raise SagaNotFoundError(f"there is no saga {self.id!r} in {self._host.storage.url}")
+        return found

@@ -1,0 +1,51 @@
+"""How everybody but its owner speaks to a saga: an entry in its inbox, and its row's `wake_at`, in one unit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from event_workflow_engine.errors import RowConflictError, SagaNotFoundError
+from event_workflow_engine.history import InboxEntry, encode_facts
+from event_workflow_engine.ids import uuid7
+from event_workflow_engine.journal import inbox_stream
+from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
+
+if TYPE_CHECKING:
+    from event_workflow_engine.storage.port import Storage
+
+__all__ = ["send"]
+
+_OPEN: Final = {"ended_at": None}
+
+
+async def send(storage: Storage, saga_id: str, entry: InboxEntry, now: int, entry_id: str | None = None) -> None:
+    """Put an entry into a saga's inbox; its owner is woken. Durable when it returns.
+
+    Args:
+        storage: The store.
+        saga_id: Which saga.
+        entry: What is said.
+        now: Microseconds since 1970.
+        entry_id: Unique; sending the same entry with it again changes nothing.
+
+    Raises:
+        SagaNotFoundError: No such saga, or it has ended. Nothing was sent.
+        EventIdConflictError: `entry_id` was used for something else.
+    """
+    unit_id = uuid7() if entry_id is None else f"{inbox_stream(saga_id)}:{entry_id}"
+    record = NewRecord(unit_id, str(type(entry).__struct_config__.tag), encode_facts([entry]))
+    unit = Unit(
+        unit_id,
+        now,
+        (Append(inbox_stream(saga_id), (record,)),),
+        (Row("sagas", "update", (saga_id,), {"wake_at": now}, _OPEN),),
+    )
+    try:
+        await storage.write(unit)
+    except RowConflictError:
+        row = await storage.get("sagas", (saga_id,))
+        if row is None:
+            raise SagaNotFoundError(f"there is no saga {saga_id!r} in {storage.url}: nothing was sent") from None
+        raise SagaNotFoundError(
+            f"saga {saga_id!r} has ended as {row['state']}: nothing was sent, there is nobody to hear it"
+        ) from None

@@ -1,0 +1,187 @@
+"""From a step that is to run to its attempt, and from the attempt's end to the fact that records it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from event_workflow_engine import history as h
+from event_workflow_engine.clock import from_micros
+from event_workflow_engine.context import SAGA, STEP, CompensationContext, SagaContext, StepContext
+from event_workflow_engine.errors import DecodeError, EncodeError, StepRejectedError
+from event_workflow_engine.outcomes import Outcome, classify, qualified_name
+from event_workflow_engine.planner import next_attempt_after
+from event_workflow_engine.runner.execution import Attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from event_workflow_engine.journal import CompensationState, StepState
+    from event_workflow_engine.runner.commands import StartStep
+    from event_workflow_engine.runner.run import SagaRun
+    from event_workflow_engine.saga import CompensationSpec
+
+__all__ = [
+    "launch_action",
+    "launch_compensation",
+    "read_result",
+    "record_compensation",
+    "record_success",
+    "record_unsuccess",
+]
+
+_MICROS: Final = 1_000_000
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+
+
+def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt:
+    """Begin an attempt whose start is on disk."""
+    spec, kit = command.spec, run.kit
+    attempt = Attempt(
+        state.step,
+        on_end=run.action_ended,
+        on_stuck=run.attempt_stuck,
+        alarms=kit.alarms,
+        now=kit.now,
+        settle_timeout=run.saga.settle_timeout,
+    )
+    context: StepContext[Any] = StepContext(
+        **_common(run, state.step, state.attempt, spec.timeout, attempt),
+    )
+    args = command.args if command.args is not None else (context,) if spec.info.takes_context else ()
+    attempt.start(
+        spec.action,
+        args,
+        is_async=spec.info.is_async,
+        context=_context(run, state.step, context),
+        loop=kit.loop,
+        pool=kit.actions,
+        timeout=spec.timeout,
+    )
+    return attempt
+
+
+def launch_compensation(run: SagaRun, spec: CompensationSpec, step: StepState, state: CompensationState) -> Attempt:
+    """Begin a compensation whose start is on disk."""
+    kit = run.kit
+    attempt = Attempt(
+        state.planned.step,
+        on_end=run.rollback.attempt_ended,
+        on_stuck=run.attempt_stuck,
+        alarms=kit.alarms,
+        now=kit.now,
+        settle_timeout=run.saga.settle_timeout,
+    )
+    result = None
+    if step.result is not None:
+        declared = run.saga.specs.get(step.step)
+        kind = spec.info.context_result
+        if kind is Any and declared is not None:
+            kind = declared.info.result_type
+        result = read_result(run, step.step, step.result, kind)
+    context: CompensationContext[Any, Any] = CompensationContext(
+        result=result,
+        outcome=state.planned.outcome,
+        **_common(run, step.step, state.attempt, None, attempt),
+    )
+    attempt.start(
+        spec.fn,
+        (context,) if spec.info.takes_context else (),
+        is_async=spec.info.is_async,
+        context=_context(run, step.step, context),
+        loop=kit.loop,
+        pool=kit.undo,
+        timeout=None,
+    )
+    return attempt
+
+
+def _common(run: SagaRun, step: str, number: int, timeout: float | None, attempt: Attempt) -> dict[str, Any]:
+    loop = run.kit.loop
+
+    def heartbeat(progress: Any) -> None:
+        if progress is not None:
+            context_log = STEP.get()
+            if context_log is not None:
+                context_log.log.debug("heartbeat: %s", progress)
+        loop.call_soon_threadsafe(attempt.restart_timeout)
+
+    return {
+        "saga": run.saga.name,
+        "saga_id": run.saga_id,
+        "step": step,
+        "input": run.input,
+        "results": run.results,
+        "idempotency_key": f"{run.saga_id}:{run.run_number}:{step}",
+        "attempt": number,
+        "fence": run.fence,
+        "deadline": None if timeout is None else from_micros(run.kit.now() + int(timeout * _MICROS)),
+        "heartbeat": heartbeat,
+    }
+
+
+def _context(run: SagaRun, step: str, present: StepContext[Any]) -> Any:
+    context = run.context.copy()
+    context.run(SAGA.set, SagaContext(run.saga_id, run.saga.name, step, run.correlation_id, present.idempotency_key))
+    context.run(STEP.set, present)
+    return context
+
+
+def read_result(run: SagaRun, step: str, data: h.Raw, kind: Any) -> Any:
+    """A step's typed result from the journal."""
+    return run.kit.codec.decode(data, kind, f"saga {run.saga_id!r}, result of step {step!r}")
+
+
+def record_success(run: SagaRun, command: StartStep, value: Any) -> tuple[Any, Any]:
+    """The fact of a success, and the value as it will be read back: live and replay see the same.
+
+    A value that cannot be written or read back leaves the outcome UNKNOWN: it happened, but its result is not known.
+    """
+    step, kind = command.step, type(value)
+    try:
+        data = h.Raw(run.kit.codec.encode(value, f"saga {run.saga_id!r}, result of step {step!r}"))
+        if kind not in _PLAIN and not (kind is float and math.isfinite(value)):
+            value = read_result(run, step, data, command.spec.info.result_type)
+        elif command.spec.info.result_type not in (kind, Any):
+            read_result(run, step, data, command.spec.info.result_type)
+    except (EncodeError, DecodeError) as error:
+        attempt = run.journal.steps[step].attempt
+        return h.StepUnknown(step, qualified_name(type(error)), str(error), attempt), error
+    return h.StepSucceeded(step, data), value
+
+
+def record_unsuccess(run: SagaRun, command: StartStep, error: BaseException, *, timed_out: bool, final: bool) -> Any:
+    """The fact of an attempt that did not succeed: FAILED or UNKNOWN, and when the next one is due.
+
+    With `final` no attempt may follow, whatever the policy says: the saga is doomed, or the step was given up.
+    """
+    spec = command.spec
+    attempt = run.journal.steps[command.step].attempt
+    strict = run.saga.on_exception == "unknown"
+    outcome = Outcome.UNKNOWN if timed_out else classify(error, strict=strict, rejects=spec.rejects)
+    cancelled = isinstance(error, asyncio.CancelledError)
+    wait = None
+    if not final and not cancelled:
+        wait = next_attempt_after(
+            spec.retry,
+            attempt,
+            outcome,
+            idempotent=spec.idempotent,
+            rejected=isinstance(error, (StepRejectedError, *spec.rejects)),
+            never=isinstance(error, spec.retry.never),
+        )
+    retry_at = None if wait is None else run.kit.now() + int(wait * _MICROS)
+    message = str(error) or ("cancelled in the middle" if cancelled else "")
+    fact: Callable[..., Any] = h.StepFailed if outcome is Outcome.FAILED else h.StepUnknown
+    return fact(command.step, qualified_name(type(error)), message, attempt, retry_at)
+
+
+def record_compensation(run: SagaRun, spec: CompensationSpec, state: CompensationState, error: BaseException) -> Any:
+    """The fact of a compensation that raised, and when the next attempt is due."""
+    policy, wait = spec.retry, None
+    if policy.may_follow(state.attempt) and not isinstance(error, policy.never):
+        wait = policy.wait_after(state.attempt)
+    retry_at = None if wait is None else run.kit.now() + int(wait * _MICROS)
+    kind = qualified_name(type(error))
+    return h.CompensationFailed(state.planned.step, kind, str(error), state.attempt, retry_at)

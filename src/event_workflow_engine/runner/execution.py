@@ -1,0 +1,173 @@
+"""One attempt of an action or compensation: on the loop or in a thread, with its timeout, until its code has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+    from contextvars import Context
+
+    from event_workflow_engine.timers import Alarm, Alarms
+
+__all__ = ["Attempt"]
+
+_log: Final = logging.getLogger("event_workflow_engine.runner")
+_MICROS: Final = 1_000_000
+
+
+class Attempt:
+    """Runs a callable once and tells how it ended, exactly once, when its code has ended.
+
+    A timeout or cancel asks the code to end; a thread cannot be made to, and is waited for (rule 5). When that takes
+    longer than `settle_timeout`, `on_stuck` is called instead and the end is only logged.
+
+    Args:
+        name: For the log and the task's name.
+        on_end: Called with (attempt, value, error). A timeout gives a `TimeoutError`, a cancel a `CancelledError`.
+        on_stuck: Called with the attempt.
+        alarms: Where timeouts are set.
+        settle_timeout: Seconds.
+    """
+
+    __slots__ = (
+        "_alarm",
+        "_alarms",
+        "_cancelled",
+        "_clock_now",
+        "_closed",
+        "_future",
+        "_on_end",
+        "_on_stuck",
+        "_settle_timeout",
+        "_threaded",
+        "_timed_out",
+        "_timeout",
+        "name",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        on_end: Callable[[Attempt, Any, BaseException | None], None],
+        on_stuck: Callable[[Attempt], None],
+        alarms: Alarms,
+        now: Callable[[], int],
+        settle_timeout: float,
+    ) -> None:
+        self.name = name
+        self._on_end = on_end
+        self._on_stuck = on_stuck
+        self._alarms = alarms
+        self._clock_now = now
+        self._settle_timeout = settle_timeout
+        self._alarm: Alarm | None = None
+        self._future: asyncio.Future[Any] | None = None
+        self._timeout: float | None = None
+        self._threaded = False
+        self._timed_out = False
+        self._cancelled = False
+        self._closed = False
+
+    def start(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        *,
+        is_async: bool,
+        context: Context,
+        loop: asyncio.AbstractEventLoop,
+        pool: Executor,
+        timeout: float | None,
+    ) -> None:
+        """Run it. `timeout` is in seconds."""
+        self._timeout = timeout
+        if is_async:
+            self._future = loop.create_task(fn(*args), context=context)
+        else:
+            self._threaded = True
+            self._future = loop.run_in_executor(pool, context.run, fn, *args)
+        self._future.add_done_callback(self._done)
+        if timeout is not None:
+            self._alarm = self._alarms.at(self._clock_now() + int(timeout * _MICROS), self._expire)
+
+    @property
+    def future(self) -> asyncio.Future[Any] | None:
+        """Done when its code has ended."""
+        return self._future
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether its timeout has passed."""
+        return self._timed_out
+
+    def cancel(self) -> None:
+        """Ask it to end; it is told as cancelled unless it returns all the same."""
+        if not self._cancelled and not self._timed_out:
+            self._cancelled = True
+            self._ask_to_end()
+
+    def restart_timeout(self) -> None:
+        """The action has sent a heartbeat."""
+        if self._timeout is not None and self._alarm is not None and not self._timed_out and not self._cancelled:
+            self._alarm.cancel()
+            self._alarm = self._alarms.at(self._clock_now() + int(self._timeout * _MICROS), self._expire)
+
+    def abandon(self) -> asyncio.Future[Any] | None:
+        """Tell nobody how it ends, and ask it to end; returns what to wait for. For eviction and shutdown."""
+        self._closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._future is not None and not self._threaded:
+            self._future.cancel()
+        return self._future
+
+    def _expire(self) -> None:
+        self._timed_out = True
+        self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._alarms.at(self._clock_now() + int(self._settle_timeout * _MICROS), self._stuck)
+        if self._future is not None and not self._threaded:
+            self._future.cancel()
+
+    def _stuck(self) -> None:
+        self._closed = True
+        self._on_stuck(self)
+
+    def _done(self, future: asyncio.Future[Any]) -> None:
+        value: Any = None
+        error: BaseException | None = None
+        if future.cancelled():
+            error = asyncio.CancelledError()
+        else:
+            error = future.exception()
+            if error is None:
+                value = future.result()
+        if self._threaded and error is None and inspect.isawaitable(value):
+            # A plain function that returned a coroutine, such as a lambda around an async one.
+            self._threaded = False
+            self._future = asyncio.ensure_future(value)
+            self._future.add_done_callback(self._done)
+            if self._timed_out or self._cancelled:
+                self._future.cancel()
+            return
+        # The task's context leads back here: cut, so that no cycle is left to the garbage collector.
+        self._future = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._closed:
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                _log.warning("%s ended after it was given up", self.name, exc_info=error)
+            return
+        if self._timed_out:
+            error = TimeoutError(f"{self.name} did not end within {self._timeout:g} s")
+            value = None
+        self._on_end(self, value, error)

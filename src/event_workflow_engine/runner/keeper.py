@@ -1,0 +1,447 @@
+"""Keeps the sagas that are in memory: starts them, claims those that are due, resumes, evicts, hands over."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from event_workflow_engine import history as h
+from event_workflow_engine.callables import CallInfo
+from event_workflow_engine.clock import seconds
+from event_workflow_engine.context import SAGA
+from event_workflow_engine.errors import (
+    DecodeError,
+    DefinitionError,
+    EngineStateError,
+    OwnershipLostError,
+    RowConflictError,
+    SagaConflictError,
+    StorageError,
+    VersionConflictError,
+)
+from event_workflow_engine.ids import uuid7
+from event_workflow_engine.journal import inbox_stream, saga_stream
+from event_workflow_engine.locks import SagaLocks
+from event_workflow_engine.retries import ONE_ATTEMPT
+from event_workflow_engine.runner.ends import Ends
+from event_workflow_engine.runner.resume import resume
+from event_workflow_engine.runner.run import SagaRun
+from event_workflow_engine.saga import Saga, StepSpec
+from event_workflow_engine.state_machine import WorkflowState
+from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from event_workflow_engine.config import EngineConfig
+    from event_workflow_engine.runner.definitions import Definitions
+    from event_workflow_engine.runner.kit import Kit
+    from event_workflow_engine.storage.port import Record, Written
+    from event_workflow_engine.timers import Alarm
+
+__all__ = ["SagaKeeper"]
+
+_log: Final = logging.getLogger("event_workflow_engine.runner")
+_MICROS: Final = 1_000_000
+_BATCH: Final = 500
+_BACK_OFF_S: Final = 0.5
+_MAX_ID: Final = 200
+_ID_LIFETIME: Final = 400 * 24 * 3600 * _MICROS
+"""How long an id row outlives its saga."""
+
+
+class SagaKeeper:
+    """The table of sagas in memory and everything that moves them in and out of it. The `Host` of their runs."""
+
+    def __init__(self, definitions: Definitions, config: EngineConfig) -> None:
+        self._definitions = definitions
+        self._config = config
+        self._kit: Kit | None = None
+        self._runs: dict[str, SagaRun] = {}
+        self._locks = SagaLocks()
+        self.ends = Ends(definitions, self._runs)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._claimer: asyncio.Task[None] | None = None
+        self._due = asyncio.Event()
+        self._due_alarm: Alarm | None = None
+        self._code_came = False
+        self._accepting = False
+        self._removers: list[Callable[[], None]] = []
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    @property
+    def kit(self) -> Kit:
+        """What the runs share.
+
+        Raises:
+            EngineStateError: The engine is not entered.
+        """
+        if self._kit is None:
+            raise EngineStateError("the engine is not open: use it inside of `async with engine:`")
+        return self._kit
+
+    def start(self, kit: Kit) -> None:
+        """Begin to accept, claim and resume."""
+        self._kit = kit
+        self._due = asyncio.Event()
+        self._due.set()
+        self._code_came = True
+        self._accepting = True
+        self.ends.start(kit)
+        self._removers = [kit.storage.add_commit_hook(self._committed), kit.storage.add_bell(self._rung)]
+        if self._config.worker:
+            self._claimer = asyncio.create_task(self._claim_for_ever(), name="ewe-claims")
+
+    async def stop(self) -> None:
+        """Let running actions end, hand every saga over, and wait for code that was cut off."""
+        self._accepting = False
+        if self._claimer is not None:
+            self._claimer.cancel()
+            await asyncio.gather(self._claimer, return_exceptions=True)
+            self._claimer = None
+        for run in self._runs.values():
+            run.draining = True
+        deadline = asyncio.get_running_loop().time() + seconds(self._config.shutdown_timeout)
+        while self._runs and asyncio.get_running_loop().time() < deadline:
+            acting = [future for run in self._runs.values() for future in run.acting_on]
+            if not acting:
+                break
+            left = deadline - asyncio.get_running_loop().time()
+            await asyncio.wait(acting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+        await self._hand_over()
+        for remove in self._removers:
+            remove()
+        self.ends.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._kit = None
+
+    async def _hand_over(self) -> None:
+        runs = list(self._runs.values())
+        self._runs.clear()
+        for run in runs:
+            run.evict()
+        cut_off = [future for run in runs for future in run.still_ending()]
+        if cut_off:
+            # A task that was cancelled gets a moment; a thread cannot be stopped and is left to end by itself.
+            await asyncio.wait(cut_off, timeout=1)
+        for outcome in await asyncio.gather(*(run.hand_over() for run in runs), return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                _log.warning("a saga could not be handed over; it is found again when this worker is gone: %s", outcome)
+        for run in runs:
+            self._locks.release(run.saga_id)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """See `Host.spawn`."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_ended)
+
+    def _spawned_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("internal task failed", exc_info=task.exception())
+
+    # -- starting ----------------------------------------------------------------------------------------------------
+
+    async def start_saga(self, saga: Saga[Any, Any], value: Any, saga_id: str) -> bool:
+        """Accept a saga; durable when it returns. Whether it is new: the same id is the same saga.
+
+        Raises:
+            SagaConflictError: The id is another saga's, or this one's with another input.
+            EncodeError: The input is no JSON.
+        """
+        kit = self.kit
+        if not self._accepting:
+            raise EngineStateError("the engine is being left and takes no new sagas")
+        _check_id(saga_id)
+        data = kit.codec.encode(value, f"input of saga {saga.name!r} {saga_id!r}")
+        if saga.fn is not None and not saga.takes_input and value is not None:
+            raise DefinitionError(f"saga {saga.name!r} takes no input")
+        typed = kit.codec.decode(data, saga.input_type or Any, f"input of saga {saga.name!r} {saga_id!r}")
+        now = kit.now()
+        around = SAGA.get()
+        started = h.SagaStarted(
+            saga.name,
+            saga.version,
+            h.Raw(data),
+            None if saga.timeout is None else now + int(saga.timeout * _MICROS),
+            correlation_id=None if around is None else around.correlation_id,
+            causation_id=None if around is None else around.causation_id,
+        )
+        digest = hashlib.sha256(saga.name.encode() + b"\0" + data).hexdigest()
+        ids = Row("saga_ids", "insert", (saga_id,), _id_values(saga, digest, now))
+        index = Row("sagas", "insert", (saga_id,), self._index_values(saga, now))
+        try:
+            if self._config.worker and len(self._runs) < self._config.max_running:
+                await self._run_new(saga, saga_id, started, typed, (index, ids))
+            else:
+                await self._queue_new(saga_id, started, index, ids, now)
+        except (RowConflictError, VersionConflictError):
+            await self._same_or_conflict(saga, saga_id, digest)
+            return False
+        return True
+
+    def _index_values(self, saga: Saga[Any, Any], now: int) -> dict[str, Any]:
+        return {
+            "saga": saga.name,
+            "saga_version": saga.version,
+            "state": WorkflowState.RUNNING.value,
+            "owner": self.kit.worker.id,
+            "fence": 1,
+            "wake_at": None,
+            "cursor": 0,
+            "started_at": now,
+            "ended_at": None,
+        }
+
+    async def _run_new(
+        self, saga: Saga[Any, Any], saga_id: str, started: h.SagaStarted, value: Any, rows: tuple[Row, ...]
+    ) -> None:
+        if saga_id in self._runs:
+            raise RowConflictError("sagas", (saga_id,), "absent")
+        await self._locks.acquire(saga_id)
+        if saga_id in self._runs or not self._accepting:
+            self._locks.release(saga_id)
+            raise RowConflictError("sagas", (saga_id,), "absent")
+        run = self._runs[saga_id] = SagaRun(self.kit, saga, self._definitions.dag(saga), saga_id, 1)
+        accepted = run.accepted = self.kit.loop.create_future()
+        run.accept(started, value, rows)
+        await accepted
+
+    async def _queue_new(self, saga_id: str, started: h.SagaStarted, index: Row, ids: Row, now: int) -> None:
+        """No room, or no worker here: it waits in the store for one that has room."""
+        unit_id = uuid7()
+        record = NewRecord(unit_id, "saga-started", h.encode_facts([started]))
+        waiting = {**index.values, "state": WorkflowState.PENDING.value, "owner": "", "fence": 0, "wake_at": now}
+        index = Row("sagas", "insert", index.key, waiting)
+        await self.kit.storage.write(Unit(unit_id, now, (Append(saga_stream(saga_id), (record,), 0),), (index, ids)))
+        self._due.set()
+
+    async def _same_or_conflict(self, saga: Saga[Any, Any], saga_id: str, digest: str) -> None:
+        row = await self.kit.storage.get("saga_ids", (saga_id,))
+        if row is None:
+            raise SagaConflictError(f"saga id {saga_id!r} was used before its id row was written; choose another")
+        if row["saga"] != saga.name:
+            raise SagaConflictError(f"saga id {saga_id!r} belongs to a saga {row['saga']!r}, not {saga.name!r}")
+        if row["input_hash"] != digest:
+            raise SagaConflictError(
+                f"saga {saga.name!r} {saga_id!r} was started with another input: the same id is the same saga; "
+                "choose another id for another run"
+            )
+
+    def child_step(self, saga: Saga[Any, Any], value: Any, saga_id: str | None, step: str) -> StepSpec:
+        """See `Host.child_step`: the child's id is fixed by its parent and step, so it starts once."""
+        self._definitions.resolve(saga)
+
+        async def run_child() -> Any:
+            parent = SAGA.get()
+            child_id = saga_id if saga_id is not None else f"{parent.saga_id if parent else ''}/{step}"
+            await self.start_saga(saga, value, child_id)
+            return await self.ends.wait(child_id, saga)
+
+        info = CallInfo(
+            takes_context=False, is_async=True, result_type=saga.output_type, context_input=Any, context_result=Any
+        )
+        return StepSpec(
+            name=step,
+            action=run_child,
+            info=info,
+            after=(),
+            timeout=None,
+            retry=ONE_ATTEMPT,
+            idempotent=True,
+            compensate_failed=False,
+            rejects=(),
+            compensation=None,
+        )
+
+    # -- what runs tell ----------------------------------------------------------------------------------------------
+
+    def run_ended(self, run: SagaRun) -> None:
+        """See `Host.run_ended`."""
+        self._drop(run)
+        self.ends.reached(run.saga_id, run)
+
+    def run_parked(self, run: SagaRun) -> None:
+        """See `Host.run_parked`."""
+        self._drop(run)
+        if run.journal.state is WorkflowState.NEEDS_INTERVENTION:
+            stands = run.journal.intervention
+            if stands is not None:
+                _log.error("saga %s needs intervention: %s: %s", run.saga_id, stands.error_type, stands.message)
+            self.ends.reached(run.saga_id, run)
+            return
+        self.ends.left(run.saga_id)
+        if run.parked_until is not None:
+            self._wake_by(run.parked_until)
+
+    def run_lost(self, run: SagaRun, error: BaseException) -> None:
+        """See `Host.run_lost`: what was in memory is dropped; the store says what is true."""
+        accepted = run.accepted
+        if accepted is not None and not accepted.done():
+            self._drop(run)
+            accepted.set_exception(error)
+            return
+        if isinstance(error, StorageError) and not isinstance(error, (OwnershipLostError, RowConflictError)):
+            _log.error("saga %s could not be written and is loaded again: %s", run.saga_id, error)
+            self._drop(run)
+            self.spawn(self._reload_later(run.saga_id))
+            return
+        _log.warning("saga %s is no longer this worker's: %s", run.saga_id, error)
+        self._drop(run)
+
+    async def _reload_later(self, saga_id: str) -> None:
+        while True:
+            await asyncio.sleep(_BACK_OFF_S)
+            try:
+                await self.kit.storage.perform(
+                    "release_sagas", worker=self.kit.worker.id, ids=f'["{saga_id}"]', now=self.kit.now()
+                )
+            except StorageError:
+                continue
+            self._due.set()
+            return
+
+    def _drop(self, run: SagaRun) -> None:
+        if self._runs.pop(run.saga_id, None) is None:
+            return
+        full = len(self._runs) + 1 >= self._config.max_running
+        ending = run.still_ending()
+        if ending:
+            self.spawn(self._release_when_ended(run.saga_id, ending))
+        else:
+            self._locks.release(run.saga_id)
+        if full:
+            self._due.set()
+
+    async def _release_when_ended(self, saga_id: str, ending: list[asyncio.Future[Any]]) -> None:
+        await asyncio.wait(ending)
+        self._locks.release(saga_id)
+
+    # -- being woken -------------------------------------------------------------------------------------------------
+
+    def _committed(self, batch: Sequence[tuple[Unit, Written]]) -> None:
+        runs = self._runs
+        for unit, _ in batch:
+            if unit.worker is None and unit.appends:
+                stream = unit.appends[0].stream
+                if stream.startswith("inbox-"):
+                    run = runs.get(stream[6:])
+                    if run is not None:
+                        run.wake()
+                    else:
+                        self._due.set()
+
+    def _rung(self) -> None:
+        """Something was committed, maybe by another process: for a saga of ours, or one that is free."""
+        self.ends.look()
+
+    def _wake_by(self, when: int) -> None:
+        if self._due_alarm is None or self._due_alarm.callback is None or when < self._due_alarm.due:
+            if self._due_alarm is not None:
+                self._due_alarm.cancel()
+            self._due_alarm = self.kit.alarms.at(when, self._due.set)
+
+    def poke(self) -> None:
+        """Sagas may have become free: claim what there is room for."""
+        self._due.set()
+
+    def code_came(self) -> None:
+        """A saga was registered: those that wait for it can go on."""
+        self._code_came = True
+        self._due.set()
+
+    async def _claim_for_ever(self) -> None:
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            try:
+                await self._claim_due()
+                if self._code_came:
+                    self._code_came = False
+                    await self._retry_standing()
+            except StorageError as error:
+                _log.warning("claiming sagas failed, trying again: %s", error)
+                await asyncio.sleep(_BACK_OFF_S)
+                self._due.set()
+
+    async def _claim_due(self) -> None:
+        kit = self.kit
+        while len(self._definitions):
+            room = min(self._config.max_running - len(self._runs), _BATCH)
+            if room <= 0:
+                return
+            rows = await kit.storage.perform(
+                "claim_sagas", worker=kit.worker.id, now=kit.now(), limit=room, sagas=self._definitions.names_json
+            )
+            await self._resume_rows(rows, retry_code=False)
+            if len(rows) < room:
+                break
+        next_wake = await kit.storage.query("next_wake", sagas=self._definitions.names_json)
+        if next_wake and next_wake[0]["wake_at"] is not None:
+            self._wake_by(next_wake[0]["wake_at"])
+
+    async def _retry_standing(self) -> None:
+        """Sagas that stand because of their code may match what is registered now (rule 11)."""
+        after = ""
+        while True:
+            page = await self.kit.storage.query(
+                "sagas_page", state=WorkflowState.NEEDS_INTERVENTION.value, saga=None, after=after, limit=_BATCH
+            )
+            for row in page:
+                after = row["id"]
+                if row["ended_at"] is None and self._definitions.find(row["saga"], row["saga_version"]) is not None:
+                    claimed = await self.kit.storage.perform("claim_saga", worker=self.kit.worker.id, id=row["id"])
+                    await self._resume_rows(claimed, retry_code=True)
+            if len(page) < _BATCH:
+                return
+
+    async def _resume_rows(self, rows: Sequence[dict[str, Any]], *, retry_code: bool) -> None:
+        if not rows:
+            return
+        streams = [stream for row in rows for stream in (saga_stream(row["id"]), inbox_stream(row["id"]))]
+        by_stream: defaultdict[str, list[Record]] = defaultdict(list)
+        for record in await self.kit.storage.read_streams(streams):
+            by_stream[record.stream].append(record)
+        for row in rows:
+            saga_id = row["id"]
+            await self._locks.acquire(saga_id)
+            journal, inbox = by_stream[saga_stream(saga_id)], by_stream[inbox_stream(saga_id)]
+            self._resume_one(row, journal, inbox, retry_code=retry_code)
+
+    def _resume_one(
+        self, row: dict[str, Any], journal: Sequence[Record], inbox: Sequence[Record], *, retry_code: bool
+    ) -> None:
+        saga = self._definitions.find(row["saga"], row["saga_version"])
+        assert saga is not None, "only registered sagas are claimed"
+        run = SagaRun(self.kit, saga, self._definitions.dag(saga), row["id"], row["fence"])
+        self._runs[run.saga_id] = run
+        try:
+            resume(run, journal, inbox, retry_code=retry_code)
+        except DecodeError as error:
+            run.evict()
+            self._drop(run)
+            _log.error("saga %s needs intervention: %s", run.saga_id, error)
+            self.spawn(self._set_aside(run))
+
+    async def _set_aside(self, run: SagaRun) -> None:
+        """Its journal cannot be read, so nothing can be appended to it; its row says that it stands."""
+        kit, stands = self.kit, {"state": WorkflowState.NEEDS_INTERVENTION.value, "owner": "", "wake_at": None}
+        row = Row("sagas", "update", (run.saga_id,), stands, {"owner": kit.worker.id, "fence": run.fence})
+        await kit.storage.write(Unit(uuid7(), kit.now(), rows=(row,), worker=kit.worker))
+
+
+def _id_values(saga: Saga[Any, Any], digest: str, now: int) -> dict[str, Any]:
+    return {"saga": saga.name, "input_hash": digest, "expires_at": now + _ID_LIFETIME}
+
+
+def _check_id(saga_id: str) -> None:
+    if not saga_id or len(saga_id) > _MAX_ID or not saga_id.isprintable():
+        raise DefinitionError(f"saga id {saga_id[:50]!r}: 1 to {_MAX_ID} printable characters")

@@ -1,0 +1,80 @@
+"""What every saga in memory shares: storage, time, threads, and whom to tell how it went."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from event_workflow_engine.clock import Clock, to_micros
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Coroutine
+    from concurrent.futures import Executor
+    from contextvars import Context
+
+    from event_workflow_engine.codecs import Codec
+    from event_workflow_engine.runner.run import SagaRun
+    from event_workflow_engine.saga import StepSpec
+    from event_workflow_engine.storage.port import Storage, WorkerRef
+    from event_workflow_engine.timers import Alarms
+
+__all__ = ["Host", "Kit"]
+
+
+class Host(Protocol):
+    """What a run tells whoever keeps it, and asks of it."""
+
+    def run_ended(self, run: SagaRun) -> None:
+        """Its last unit is on disk."""
+        ...
+
+    def run_parked(self, run: SagaRun) -> None:
+        """It waits, its row says until when, and it may leave memory."""
+        ...
+
+    def run_lost(self, run: SagaRun, error: BaseException) -> None:
+        """Its unit was refused or could not be written: what is in memory is no longer what is stored."""
+        ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task that the host keeps until it is done."""
+        ...
+
+    def child_step(self, saga: Any, input: Any, saga_id: str | None, step: str) -> StepSpec:  # noqa: A002
+        """The step that runs a child saga to its end."""
+        ...
+
+
+class Kit:
+    """The shared parts, put together by the engine for each time that it is entered."""
+
+    __slots__ = ("actions", "alarms", "clock", "codec", "context", "host", "loop", "storage", "undo", "worker")
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        clock: Clock,
+        codec: Codec,
+        alarms: Alarms,
+        loop: asyncio.AbstractEventLoop,
+        actions: Executor,
+        undo: Executor,
+        worker: WorkerRef,
+        context: Context,
+        host: Host,
+    ) -> None:
+        self.storage = storage
+        self.clock = clock
+        self.codec = codec
+        self.alarms = alarms
+        self.loop = loop
+        self.actions = actions
+        self.undo = undo
+        self.worker = worker
+        self.context = context
+        self.host = host
+
+    def now(self) -> int:
+        """The clock, in microseconds since 1970."""
+        return to_micros(self.clock.now())

@@ -1,0 +1,134 @@
+"""Writes one saga's units: what it was, what was read of its inbox, and what its row says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from event_workflow_engine import history as h
+from event_workflow_engine.ids import uuid7
+from event_workflow_engine.journal import inbox_stream, saga_stream
+from event_workflow_engine.state_machine import WorkflowState
+from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from event_workflow_engine.journal import Journal
+    from event_workflow_engine.runner.kit import Kit
+    from event_workflow_engine.storage.port import Written
+
+__all__ = ["Pen"]
+
+_type_names: Final[dict[tuple[type, ...], str]] = {}
+_KNOWN_ORDERS: Final = 10_000
+
+
+def _type_of(facts: Sequence[Any]) -> str:
+    """The type of a packed record: the names of its facts, each once, sorted."""
+    kinds = tuple(type(fact) for fact in facts)
+    name = _type_names.get(kinds)
+    if name is None:
+        name = "+".join(sorted({str(kind.__struct_config__.tag) for kind in kinds}))
+        if len(_type_names) < _KNOWN_ORDERS:  # long batches of outcomes have no end of orders
+            _type_names[kinds] = name
+    return name
+
+
+class Pen:
+    """Turns facts into units that only this worker, with this fence, can write.
+
+    Attributes:
+        stored: The version of the saga's stream on disk.
+        seen: The version of its inbox up to which it was read.
+    """
+
+    __slots__ = (
+        "_check",
+        "_inbox",
+        "_kit",
+        "_new_rows",
+        "_owned",
+        "_row_state",
+        "_saga_id",
+        "_stream",
+        "seen",
+        "stored",
+    )
+
+    def __init__(self, kit: Kit, saga_id: str, fence: int) -> None:
+        self._kit = kit
+        self._saga_id = saga_id
+        self._stream = saga_stream(saga_id)
+        self._inbox = inbox_stream(saga_id)
+        self._owned = {"owner": kit.worker.id, "fence": fence}
+        self._check = (Row("sagas", "check", (saga_id,), {}, self._owned),)
+        self._row_state = WorkflowState.RUNNING.value
+        self._new_rows: tuple[Row, ...] = ()
+        self.seen = 0
+        self.stored = 0
+
+    def new(self, rows: tuple[Row, ...]) -> None:
+        """The saga is new: its first unit inserts these rows, the one of ``sagas`` first."""
+        self._new_rows = rows
+
+    @property
+    def is_new(self) -> bool:
+        """Whether its first unit is not on disk yet."""
+        return bool(self._new_rows)
+
+    def loaded(self, *, stored: int, seen: int, state: str) -> None:
+        """The journal was folded from the store."""
+        self.stored = stored
+        self.seen = seen
+        self._row_state = state
+
+    def send(self, facts: list[Any], journal: Journal, wake: int | None, *, park: bool) -> asyncio.Future[Written]:
+        """Send a unit.
+
+        Args:
+            facts: What came up; may be empty where the saga only parks.
+            journal: Folded with `facts`.
+            wake: Where it parks, when it has to go on.
+            park: It leaves memory: its row says so, and the unit asserts that the inbox holds nothing unread, as does
+                the unit that ends the saga.
+        """
+        now, unit_id = self._kit.now(), uuid7()
+        records: tuple[NewRecord, ...] = ()
+        if facts:
+            records = (NewRecord(unit_id, _type_of(facts), h.encode_facts(facts), count=len(facts)),)
+        appends: tuple[Append, ...] = (Append(self._stream, records, self.stored),)
+        if (park or journal.ended) and journal.state is not WorkflowState.NEEDS_INTERVENTION:
+            appends += (Append(self._inbox, (), self.seen),)
+        rows = self._rows(journal, wake, now, park=park)
+        return self._kit.storage.submit(Unit(unit_id, now, appends, rows, self._kit.worker))
+
+    def _rows(self, journal: Journal, wake: int | None, now: int, *, park: bool) -> tuple[Row, ...]:
+        state = journal.state.value
+        values: dict[str, Any] = {}
+        if journal.ended:
+            values = {"state": state, "owner": "", "wake_at": None, "cursor": self.seen, "ended_at": now}
+        elif park:
+            values = {"state": state, "owner": "", "wake_at": wake, "cursor": self.seen}
+        elif state != self._row_state:
+            values = {"state": state}
+        if self._new_rows:
+            index, *others = self._new_rows
+            return (Row(index.table, index.op, index.key, {**index.values, **values}), *others)
+        if values:
+            return (Row("sagas", "update", (self._saga_id,), values, self._owned),)
+        return self._check
+
+    def written(self, facts: list[Any], journal: Journal) -> None:
+        """The unit of `facts` is on disk."""
+        self._new_rows = ()
+        self.stored += len(facts)
+        self._row_state = journal.state.value
+
+    async def hand_over(self) -> None:
+        """Give the saga to whoever claims it next, and say that what was cut off is no interruption."""
+        now, unit_id, fact = self._kit.now(), uuid7(), h.SagaHandedOver()
+        record = NewRecord(unit_id, _type_of([fact]), h.encode_facts([fact]))
+        row = Row("sagas", "update", (self._saga_id,), {"owner": "", "wake_at": now}, self._owned)
+        appends = (Append(self._stream, (record,), self.stored),)
+        await self._kit.storage.write(Unit(unit_id, now, appends, (row,), self._kit.worker))

@@ -1,0 +1,166 @@
+"""A saga comes back into memory: its journal is folded and replayed, and what was cut off goes on (rules 4, 7, 11)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from event_workflow_engine import history as h
+from event_workflow_engine.errors import DecodeError, NonDeterminismError, WorkflowError
+from event_workflow_engine.runner.attempts import read_result
+from event_workflow_engine.state_machine import WorkflowState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from event_workflow_engine.journal import StepState
+    from event_workflow_engine.runner.run import SagaRun
+    from event_workflow_engine.storage.port import Record
+
+__all__ = ["resume"]
+
+_CODE_KINDS: Final = frozenset({"nondeterminism", "code", "decode"})
+_FOR_THE_SCRIPT: Final = (
+    h.StepSucceeded,
+    h.StepFailed,
+    h.StepUnknown,
+    h.SignalReceived,
+    h.TimerFired,
+    h.CancelRequested,
+)
+
+
+def resume(run: SagaRun, journal: Sequence[Record], inbox: Sequence[Record], *, retry_code: bool) -> None:
+    """Bring a saga back from its records, and let it go on.
+
+    Args:
+        run: Empty, and owned by this worker.
+        journal: All records of its stream, in order.
+        inbox: The records of its inbox; those it has read are passed over.
+        retry_code: It stands because of its code, and code was registered: see whether it matches now.
+
+    Raises:
+        DecodeError: The journal cannot be read. Nothing was changed.
+    """
+    facts: list[Any] = []
+    for record in journal:
+        facts += run.journal.load(record.data, record.version)
+    state = run.journal
+    if state.started is None:
+        raise DecodeError(f"saga {run.saga_id!r} has a row and no journal: the store was altered by hand")
+    run.handed_over = state.handed_over
+    run.pen.loaded(stored=state.version, seen=state.cursor, state=state.state.value)
+    if state.ended:
+        run.flush()
+        return
+    if state.state is WorkflowState.NEEDS_INTERVENTION:
+        if not retry_code or state.intervention is None or state.intervention.kind not in _CODE_KINDS:
+            run.flush()
+            return
+        back_to = state.intervention.state
+        run.emit(h.InterventionMade("retry", "engine", "code was registered that may match", back_to))
+    try:
+        _go_on(run, facts)
+        if state.state is not WorkflowState.NEEDS_INTERVENTION:
+            run.mail.receive(inbox)
+    except (NonDeterminismError, DecodeError) as error:
+        run.needs_intervention("decode" if isinstance(error, DecodeError) else "nondeterminism", error, None)
+    if state.state is WorkflowState.NEEDS_INTERVENTION and retry_code:
+        run.forget()  # the code does not match: it stands as it stood, and nothing is written
+    run.flush()
+
+
+def _go_on(run: SagaRun, facts: list[Any]) -> None:
+    journal, started = run.journal, run.journal.started
+    assert started is not None, "checked by the caller"
+    value = None
+    if run.saga.fn is None or run.saga.takes_input:
+        what = f"input of saga {run.saga_id!r}"
+        value = run.kit.codec.decode(started.input, run.saga.input_type or Any, what)
+    run.set_up(started, value)
+    if journal.failing:
+        _remember_results(run)
+        run.close_script()
+        run.doom_from_journal()
+        if not run.paused:
+            run.rollback.go_on()
+        return
+    _replay(run, facts)
+    if journal.state is WorkflowState.NEEDS_INTERVENTION:
+        return
+    run.obey_loose()
+    for state in [state for state in journal.steps.values() if state.status == "started"]:
+        if state.step not in run.begun_here:
+            _interrupted(run, state)
+    for step in journal.retries:
+        _check_requested(run, step)
+
+
+def _replay(run: SagaRun, facts: list[Any]) -> None:
+    script = run.script
+    assert script is not None, "set up by the caller"
+    run.known_timers = frozenset(fact.timer for fact in facts if isinstance(fact, h.TimerSet))
+    run.obey(run.ask(script.begin))
+    held: list[Any] = []
+    holding = False
+    for fact in facts:
+        if isinstance(fact, h.SagaPaused):
+            holding = True
+        elif isinstance(fact, h.SagaResumed):
+            holding = False
+            for one in held:
+                _tell(run, one)
+            held = []
+        elif isinstance(fact, _FOR_THE_SCRIPT) and getattr(fact, "retry_at", None) is None:
+            if holding:
+                held.append(fact)
+            else:
+                _tell(run, fact)
+    run.hold(held)
+
+
+def _tell(run: SagaRun, fact: Any) -> None:
+    value = None
+    if isinstance(fact, h.StepSucceeded):
+        call = None if run.script is None else run.script.requested(fact.step)
+        kind = Any if call is None else call.spec.info.result_type
+        value = run.by_name[fact.step] = read_result(run, fact.step, fact.result, kind)
+    run.tell(fact, value)
+
+
+def _remember_results(run: SagaRun) -> None:
+    """For compensations that look at the results of other steps: typed where the definition tells the type."""
+    for name, state in run.journal.steps.items():
+        if state.result is not None:
+            spec = run.saga.specs.get(name)
+            run.by_name[name] = read_result(run, name, state.result, Any if spec is None else spec.info.result_type)
+
+
+def _check_requested(run: SagaRun, step: str) -> Any:
+    call = None if run.script is None else run.script.requested(step)
+    if call is None:
+        raise NonDeterminismError(
+            f"saga {run.saga.name!r} version {run.saga.version}: the journal of {run.saga_id!r} has a step {step!r} "
+            "under way that the code does not ask for: register the code that it was started with, or give the changed code a "
+            "higher version"
+        )
+    return call
+
+
+def _interrupted(run: SagaRun, state: StepState) -> None:
+    """An attempt's start is on disk and its end is not: its worker died, or handed the saga over."""
+    call = _check_requested(run, state.step)
+    count = state.interruptions + (0 if run.handed_over else 1)
+    policy = call.spec.retry
+    if run.doom is not None or (run.script is not None and run.script.cancels(state.step)):
+        why = "its worker ended in the middle, and the saga has failed since"
+    elif not call.spec.idempotent:
+        why = "its worker ended in the middle, and it is not idempotent, so it is not run again blindly"
+    elif count > policy.max_interruptions:
+        why = f"its worker ended in the middle {count} times, and max_interruptions is {policy.max_interruptions}"
+    else:
+        run.start_again(call, state.attempt, count)
+        return
+    fact = h.StepUnknown(state.step, "Interrupted", why, state.attempt)
+    run.emit(fact)
+    run.tell(fact, None, WorkflowError(why))
+    run.conclude()

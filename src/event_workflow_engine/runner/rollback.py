@@ -1,0 +1,156 @@
+"""The backward half of a saga: the plan, one compensation after another, until it is undone or stands."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from event_workflow_engine import history as h
+from event_workflow_engine.callables import call_info
+from event_workflow_engine.errors import DecodeError, WorkflowError
+from event_workflow_engine.outcomes import qualified_name
+from event_workflow_engine.planner import Dag, Ready, plan_rollback, unpack_retry
+from event_workflow_engine.retries import COMPENSATION_RETRY
+from event_workflow_engine.runner.attempts import launch_compensation, record_compensation
+from event_workflow_engine.saga import CompensationSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from event_workflow_engine.runner.execution import Attempt
+    from event_workflow_engine.runner.run import SagaRun
+
+__all__ = ["Rollback"]
+
+_log: Final = logging.getLogger("event_workflow_engine.runner")
+
+
+class Rollback:
+    """Plans and runs the compensations of one saga (rules 2, 8, 9). It never replays the body."""
+
+    __slots__ = ("_ready", "_run", "_running", "_specs")
+
+    def __init__(self, run: SagaRun) -> None:
+        self._run = run
+        self._ready: Ready | None = None
+        self._running: dict[str, Attempt] = {}
+        self._specs: dict[str, CompensationSpec] = {}
+
+    @property
+    def running(self) -> Iterable[Attempt]:
+        """The compensations that run now."""
+        return self._running.values()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a compensation is running."""
+        return bool(self._running)
+
+    def begin(self) -> None:
+        """Put the plan into the unit that enters FAILED, and begin; every step has settled."""
+        run, failure = self._run, self._run.doom
+        assert failure is not None, "a rollback has a reason"
+        saga = run.saga
+        plan = plan_rollback(run.journal, saga.specs, run.dag if saga.ordered else None)
+        if failure.kind == "cancelled" and not plan.plan:
+            run.emit(h.SagaCancelled())
+            return
+        run.emit(h.SagaFailed(failure.error_type, failure.message, failure.failed_step, failure.kind))
+        run.emit(plan)
+        if plan.plan:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Start what the plan allows now; after a restart, go on where the journal ends."""
+        run = self._run
+        plan = run.journal.plan
+        assert plan is not None, "the plan is an event before it runs"
+        self._ready = Ready(Dag({entry.step: entry.after for entry in plan.plan}))
+        due = dict.fromkeys(self._ready.first)
+        for step in run.journal.report_order:
+            due.update(dict.fromkeys(self._ready.succeeded(step)))
+        for step in due:
+            if run.journal.compensations[step].status == "planned":
+                self._start(step, 1)
+        for step, state in run.journal.compensations.items():
+            if state.status == "started" and step not in run.starting_compensations:
+                # Its start is on disk and its end is not: it runs again as the same attempt.
+                run.starting_compensations.append(step)
+        self._conclude()
+
+    def _start(self, step: str, attempt: int) -> None:
+        self._run.emit(h.CompensationStarted(step, attempt))
+        self._run.starting_compensations.append(step)
+
+    def retry(self, step: str) -> None:
+        """The wait before another attempt is over."""
+        self._start(step, self._run.journal.compensations[step].attempt + 1)
+
+    def launch(self, step: str) -> None:
+        """Its start is on disk: run it."""
+        run = self._run
+        state = run.journal.compensations[step]
+        try:
+            spec = self._specs[step] = self._find(step)
+            self._running[step] = launch_compensation(run, spec, run.journal.steps[step], state)
+        except WorkflowError as error:
+            kind = "decode" if isinstance(error, DecodeError) else "code"
+            run.needs_intervention(kind, error, step)
+
+    def _find(self, step: str) -> CompensationSpec:
+        run = self._run
+        declared = run.saga.specs.get(step)
+        if declared is not None and declared.compensation is not None:
+            return declared.compensation
+        undo = run.journal.compensations[step].planned.undo
+        if undo is None:
+            raise WorkflowError(
+                f"saga {run.saga.name!r} {run.saga_id!r}: step {step!r} was planned to be compensated, but the "
+                "registered definition has no compensation for it: register code that has"
+            )
+        fn = run.saga.find_compensation(undo.name)
+        if fn is None:
+            raise WorkflowError(
+                f"saga {run.saga.name!r} {run.saga_id!r}: the compensation {undo.name!r} of step {step!r} is not to be "
+                "found: import it into the saga function's module, or register it, and register the saga again"
+            )
+        return CompensationSpec(fn, call_info(fn), unpack_retry(undo.retry, COMPENSATION_RETRY))
+
+    def attempt_ended(self, attempt: Attempt, _: Any, error: BaseException | None) -> None:
+        """A compensation's code has ended."""
+        run, step = self._run, attempt.name
+        del self._running[step]
+        if error is None:
+            run.emit(h.CompensationSucceeded(step))
+            assert self._ready is not None, "it was planned"
+            if not run.paused:
+                for name in self._ready.succeeded(step):
+                    self._start(name, 1)
+        else:
+            run.emit(record_compensation(run, self._specs[step], run.journal.compensations[step], error))
+            context = {"saga_id": run.saga_id, "step": step}
+            _log.warning("compensation of step %r of saga %r raised %s", step, run.saga_id, qualified_name(type(error)),
+                         exc_info=error, extra=context)  # fmt: skip
+        self._conclude()
+        run.flush()
+
+    def _conclude(self) -> None:
+        run = self._run
+        journal = run.journal
+        if len(journal.report_order) == len(journal.compensations):
+            run.emit(h.SagaCompensated())
+            return
+        if self._running or run.starting_compensations or journal.retries or run.paused:
+            return
+        failed = [state for state in journal.compensations.values() if state.status == "failed"]
+        if failed:
+            state = failed[0]
+            error_type, step = state.error_type, state.planned.step
+            run.emit(h.InterventionNeeded("compensation", error_type, state.message, step, journal.state.value))
+
+    def abandon(self) -> list[Attempt]:
+        """Leave memory; returns what still runs."""
+        running = list(self._running.values())
+        self._running.clear()
+        del self._run  # no cycle is left to the garbage collector
+        return running

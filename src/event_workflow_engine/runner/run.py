@@ -1,0 +1,576 @@
+"""One saga in memory: facts come in, decisions follow, one unit at a time goes to disk, and then things happen."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from event_workflow_engine import history as h
+from event_workflow_engine.context import SAGA, SagaContext, StepResults
+from event_workflow_engine.errors import (
+    EncodeError,
+    EngineStateError,
+    NonDeterminismError,
+    VersionConflictError,
+    WorkflowError,
+)
+from event_workflow_engine.journal import DEADLINE, Journal, inbox_stream
+from event_workflow_engine.outcomes import qualified_name
+from event_workflow_engine.planner import Dag, earliest_wake, pack_retry
+from event_workflow_engine.retries import COMPENSATION_RETRY
+from event_workflow_engine.runner.attempts import launch_action, record_success, record_unsuccess
+from event_workflow_engine.runner.body import BodyScript
+from event_workflow_engine.runner.commands import (
+    CancelStep,
+    Command,
+    DropTimer,
+    Fail,
+    Finish,
+    Script,
+    SetTimer,
+    StartStep,
+)
+from event_workflow_engine.runner.graph import GraphScript
+from event_workflow_engine.runner.mail import Mail
+from event_workflow_engine.runner.pen import Pen
+from event_workflow_engine.runner.rollback import Rollback
+from event_workflow_engine.state_machine import WorkflowState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from contextvars import Context
+
+    from event_workflow_engine.runner.execution import Attempt
+    from event_workflow_engine.runner.kit import Kit
+    from event_workflow_engine.saga import Saga
+    from event_workflow_engine.storage.port import Row, Written
+    from event_workflow_engine.timers import Alarm
+
+__all__ = ["SagaRun"]
+
+_MICROS: Final = 1_000_000
+_RESIDENT: Final = 1 * _MICROS
+"""A saga that has to go on within this time stays in memory; one that waits longer leaves it and costs a row."""
+
+
+class SagaRun:
+    """A saga in memory, owned by this worker.
+
+    Whatever happens comes in as a fact: it is folded into the journal, told to the script, and what the script then
+    wants becomes further facts of the same unit. One unit is in flight at a time; what its facts ask for (an action to
+    run, a timer) is done when it is on disk, never before.
+    """
+
+    __slots__ = (
+        "_alarm",
+        "_attempts",
+        "_calls",
+        "_ending",
+        "_facts",
+        "_finish",
+        "_flying",
+        "_held",
+        "_interrupted",
+        "_sent",
+        "_starting",
+        "_waits_for_mail",
+        "accepted",
+        "by_name",
+        "cause",
+        "closed",
+        "context",
+        "correlation_id",
+        "dag",
+        "doom",
+        "draining",
+        "fence",
+        "handed_over",
+        "input",
+        "journal",
+        "kit",
+        "known_timers",
+        "loose",
+        "mail",
+        "parked_until",
+        "parking",
+        "pen",
+        "results",
+        "rollback",
+        "run_number",
+        "saga",
+        "saga_id",
+        "script",
+        "starting_compensations",
+    )
+
+    def __init__(self, kit: Kit, saga: Saga[Any, Any], dag: Dag, saga_id: str, fence: int) -> None:
+        self.kit = kit
+        self.saga = saga
+        self.dag = dag
+        self.saga_id = saga_id
+        self.fence = fence
+        self.journal = Journal(saga_id)
+        self.pen = Pen(kit, saga_id, fence)
+        self.mail = Mail(self)
+        self.rollback = Rollback(self)
+        self.script: Script | None = None
+        self.input: Any = None
+        self.run_number = 1
+        self.correlation_id: str | None = None
+        self.context: Context = kit.context
+        self.by_name: dict[str, Any] = {}
+        self.results = StepResults(self.by_name, saga.by_action)
+        self.doom: Fail | None = None
+        self.starting_compensations: list[str] = []
+        self.known_timers: frozenset[str] | None = None
+        """The timers that the journal tells of, while it is replayed; ``None``: live."""
+        self.handed_over = False
+        self.accepted: asyncio.Future[None] | None = None
+        """Of a new saga: resolved when its first unit is on disk."""
+        self.cause: BaseException | None = None
+        """What the failing step raised, while it is at hand."""
+        self.draining = False
+        """The worker is on its way out: what runs may end, nothing begins."""
+        self.parked_until: int | None = None
+        self.parking = False
+        self.closed = False
+        self.loose: list[Command] = []
+        """Commands of a replay that the journal does not know yet."""
+        self._finish: Finish | None = None
+        self._facts: list[Any] = []
+        self._flying: list[Any] | None = None
+        self._held: list[tuple[Any, Any, BaseException | None]] = []
+        self._calls: dict[str, StartStep] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._ending: list[asyncio.Future[Any]] = []
+        self._interrupted: list[tuple[StartStep, int, int]] = []
+        self._starting: list[str] = []
+        self._alarm: Alarm | None = None
+        self._waits_for_mail = False
+        self._sent: asyncio.Future[Written] | None = None
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing new may start for now."""
+        return self.journal.state is WorkflowState.PAUSED
+
+    # -- coming into memory ------------------------------------------------------------------------------------------
+
+    def accept(self, started: h.SagaStarted, value: Any, rows: tuple[Row, ...]) -> None:
+        """Begin a new saga: its first unit holds its start, its rows and the starts of its first steps."""
+        self.pen.new(rows)
+        self.emit(started)
+        self.set_up(started, value)
+        self.obey(self.ask(self.script.begin) if self.script is not None else [])
+        self.flush()
+
+    def set_up(self, started: h.SagaStarted, value: Any) -> None:
+        """Make the context and the script; `value` is the typed input."""
+        saga = self.saga
+        self.input = value
+        self.run_number = started.run
+        self.correlation_id = started.correlation_id or self.saga_id
+        self.context = self.kit.context.copy()
+        self.context.run(
+            SAGA.set, SagaContext(self.saga_id, saga.name, None, self.correlation_id, started.causation_id)
+        )
+        if saga.fn is None:
+            self.script = GraphScript(saga.specs, self.dag)
+        else:
+            arguments = (value,) if saga.takes_input else ()
+            host = self.kit.host
+            self.script = BodyScript(saga, arguments, self.context.copy(), self.kit.codec, host.child_step)
+
+    def hold(self, facts: list[Any]) -> None:
+        """What came while the saga is paused, to be told when it is resumed."""
+        self._held = [(fact, self.by_name.get(getattr(fact, "step", "")), None) for fact in facts]
+
+    def start_again(self, command: StartStep, attempt: int, interruptions: int) -> None:
+        """Run an interrupted attempt again, with the same idempotency key (rule 4)."""
+        if self.paused:
+            self._interrupted.append((command, attempt, interruptions))
+            return
+        self._calls[command.step] = command
+        self._start(command, attempt, interruptions)
+
+    def doom_from_journal(self) -> None:
+        """The rollback was begun in an earlier life."""
+        failure = self.journal.failure
+        if failure is not None:
+            self.doom = Fail(failure.error_type, failure.message, failure.failed_step, failure.kind)
+
+    def forget(self) -> None:
+        """Drop what has come up and is not on its way to disk."""
+        self._facts.clear()
+        self._starting.clear()
+        self.starting_compensations.clear()
+
+    @property
+    def begun_here(self) -> list[str]:
+        """Steps whose start has come up since the saga came into memory."""
+        return self._starting
+
+    # -- facts in, decisions out -------------------------------------------------------------------------------------
+
+    def emit(self, fact: Any) -> None:
+        """Fold a fact; it goes to disk with the next unit."""
+        self.journal.apply(fact)
+        self._facts.append(fact)
+
+    def tell(self, fact: Any, value: Any = None, error: BaseException | None = None) -> None:
+        """Tell the script a fact that the journal has, and do what follows; while paused, later."""
+        if self.script is None:
+            return
+        if self.paused and self.known_timers is None:
+            self._held.append((fact, value, error))
+            return
+        script = self.script
+        self.obey(self.ask(lambda: script.deliver(fact, value, error)))
+
+    def ask(self, question: Callable[[], list[Command]]) -> list[Command]:
+        """Ask the script; code that does not match its journal makes the saga stand (rule 11)."""
+        try:
+            return question()
+        except NonDeterminismError as error:
+            self.needs_intervention("nondeterminism", error, None)
+            return []
+
+    def obey(self, commands: Iterable[Command]) -> None:
+        """Do what the script asks: as further facts of this unit; in a replay only what the journal does not know."""
+        for command in commands:
+            if isinstance(command, StartStep):
+                self._calls[command.step] = command
+                if self.known_timers is not None:
+                    if command.step not in self.journal.steps:
+                        self.loose.append(command)
+                elif self.doom is None:
+                    self._start(command, 1, 0)
+            elif self.known_timers is None:
+                self._obey_other(command)
+            elif not isinstance(command, SetTimer) or command.timer not in self.known_timers:
+                self.loose.append(command)
+        if self.known_timers is None:
+            self.conclude()
+
+    def _obey_other(self, command: Command) -> None:
+        if isinstance(command, SetTimer):
+            self.emit(h.TimerSet(command.timer, self.kit.now() + int(command.seconds * _MICROS)))
+        elif isinstance(command, DropTimer):
+            self.journal.timers.pop(command.timer, None)
+        elif isinstance(command, CancelStep):
+            self._give_up(command.step)
+        elif isinstance(command, Finish):
+            self._finish = command
+            self._give_up_all()
+        elif isinstance(command, Fail) and self.doom is None:
+            self.doom = command
+            self.cause = command.error
+            if self.saga.on_failure == "cancel" or command.kind != "failed":
+                self._give_up_all()
+            else:
+                self._give_up_waiting()
+
+    def obey_loose(self) -> None:
+        """The replay is over: do what the journal did not know of."""
+        self.known_timers = None
+        loose, self.loose = self.loose, []
+        self.obey(loose)
+
+    def _start(self, command: StartStep, attempt: int, interruptions: int) -> None:
+        undo = None
+        compensation = command.spec.compensation
+        if command.args is not None and compensation is not None and attempt == 1:
+            retry = () if compensation.retry is COMPENSATION_RETRY else pack_retry(compensation.retry)
+            name = self.saga.compensation_name(compensation.fn)
+            undo = h.Undo(name, retry, command.spec.compensate_failed)
+        self.emit(h.StepStarted(command.step, attempt, interruptions, undo))
+        self._starting.append(command.step)
+
+    def _give_up_all(self) -> None:
+        if self.journal.open_steps:
+            for step in [step for step, state in self.journal.steps.items() if not state.settled]:
+                self._give_up(step)
+
+    def _give_up_waiting(self) -> None:
+        for step in list(self.journal.retries):
+            self._give_up(step)
+
+    def _give_up(self, step: str) -> None:
+        """End a step that nobody waits for: cancel its action, or close it where it only waits for an attempt."""
+        state = self.journal.steps.get(step)
+        if state is None or state.settled:
+            return
+        attempt = self._attempts.get(step)
+        if attempt is not None:
+            attempt.cancel()
+        elif state.status == "waiting":
+            kind = h.StepFailed if state.waits_after == "failed" else h.StepUnknown
+            fact = kind(step, state.error_type, state.message, state.attempt)
+            self.emit(fact)
+            self.tell(fact)
+
+    def conclude(self) -> None:
+        """The forward half is over and every step has settled: end, or roll back."""
+        journal = self.journal
+        if journal.open_steps or journal.failing or journal.ended or journal.state is not WorkflowState.RUNNING:
+            return
+        if self.doom is None and self._finish is not None:
+            finish, self._finish = self._finish, None
+            try:
+                result = h.Raw(self.kit.codec.encode(finish.result, f"result of saga {self.saga_id!r}"))
+            except EncodeError as error:
+                self.doom = Fail(qualified_name(EncodeError), str(error), None, error=error)
+            else:
+                unknown = tuple(name for name in journal.completed if journal.steps[name].status == "unknown")
+                self.emit(h.SagaCompleted(result, unknown))
+                return
+        if self.doom is not None:
+            self.close_script()
+            self.rollback.begin()
+
+    def action_ended(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
+        """An action's code has ended."""
+        step = attempt.name
+        del self._attempts[step]
+        command = self._calls[step]
+        if error is None:
+            fact, value = record_success(self, command, value)
+            if isinstance(fact, h.StepUnknown):
+                error, value = value, None
+            else:
+                self.by_name[step] = value
+        else:
+            final = self.doom is not None or self._finish is not None
+            final = final or (self.script is not None and self.script.cancels(step))
+            fact = record_unsuccess(self, command, error, timed_out=attempt.timed_out, final=final)
+        self.emit(fact)
+        if self.journal.steps[step].settled:
+            del self._calls[step]
+            self.tell(fact, value, error)
+            if not self.paused:
+                self.conclude()
+        self.flush()
+
+    def attempt_stuck(self, attempt: Attempt) -> None:
+        """Code that was asked to end has not ended within the settle timeout (rule 5)."""
+        error = WorkflowError(
+            f"saga {self.saga_id!r}: the code of step {attempt.name!r} was asked to end and has not within "
+            f"{self.saga.settle_timeout:g} s; it may still act, so neither a retry nor a compensation may start"
+        )
+        self._attempts.pop(attempt.name, None)
+        self.needs_intervention("settle", error, attempt.name)
+        self.flush()
+
+    def needs_intervention(self, kind: str, error: BaseException, step: str | None) -> None:
+        """Stand until somebody decides, or until matching code is registered (rules 5, 8, 11)."""
+        if self.journal.state is WorkflowState.NEEDS_INTERVENTION:
+            return
+        # What the script already wanted in this unit has not begun: the code is to blame, the journal stays as it was.
+        name = qualified_name(type(error))
+        self.emit(h.InterventionNeeded(kind, name, str(error), step, self.journal.state.value))
+        self.close_script()
+
+    # -- to disk -----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what has come up as one unit, unless one is in flight already."""
+        if self._flying is not None or self._waits_for_mail or self.closed:
+            return
+        journal = self.journal
+        wake: int | None = None
+        park = False
+        if not (self._attempts or self._starting or self.starting_compensations or self.rollback.busy or journal.ended):
+            wake = self._next_wake()
+            park = wake is None or wake - self.kit.now() > _RESIDENT
+        if not self._facts and not park:
+            self._set_alarm(wake)
+            return
+        facts, self._facts = self._facts, []
+        self.parking = park
+        self.parked_until = wake
+        self._flying = facts
+        if park and self._alarm is not None:
+            self._alarm.cancel()
+        self._sent = self.pen.send(facts, self.journal, wake, park=park)
+        self._sent.add_done_callback(self._written)
+
+    def _next_wake(self) -> int | None:
+        if self.paused or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
+            return None
+        return earliest_wake(self.journal, self.script.awaited_timers if self.script is not None else ())
+
+    def _written(self, future: asyncio.Future[Written]) -> None:
+        facts, self._flying = self._flying or [], None
+        error = EngineStateError("the unit was withdrawn") if future.cancelled() else future.exception()
+        if error is None:
+            self.pen.written(facts, self.journal)
+        if self.closed:
+            return
+        if error is not None:
+            self._not_written(facts, error)
+            return
+        if self.accepted is not None and not self.accepted.done():
+            self.accepted.set_result(None)
+        if self.journal.ended:
+            self._leave()
+            self.kit.host.run_ended(self)
+        elif self.parking:
+            self._leave()
+            self.kit.host.run_parked(self)
+        else:
+            self._act()
+            self.flush()
+
+    def _not_written(self, facts: list[Any], error: BaseException) -> None:
+        inbox = isinstance(error, VersionConflictError) and error.stream == inbox_stream(self.saga_id)
+        if not inbox or self.pen.is_new:
+            self.lose(error)
+            return
+        # Somebody wrote to the inbox meanwhile. Nothing of the unit was stored: it grows by what came, and goes again.
+        self._facts = facts + self._facts
+        self.parking = False
+        self._waits_for_mail = True
+        self.mail.look()
+
+    def lose(self, error: BaseException) -> None:
+        """What is in memory is no longer what is stored."""
+        self._leave()
+        self.kit.host.run_lost(self, error)
+
+    def mail_read(self) -> None:
+        """The inbox has been read to its end."""
+        self._waits_for_mail = False
+        self.flush()
+
+    def _act(self) -> None:
+        """What was asked for is on disk: let it happen."""
+        if self.draining:
+            return
+        starting, self._starting = self._starting, []
+        for step in starting:
+            state = self.journal.steps[step]
+            if state.settled or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
+                continue
+            if self.doom is not None or (self.script is not None and self.script.cancels(step)):
+                self._settle_unbegun(step, state.attempt)
+            else:
+                self._attempts[step] = launch_action(self, self._calls[step], state)
+        compensations, self.starting_compensations = self.starting_compensations, []
+        for step in compensations:
+            self.rollback.launch(step)
+
+    def _settle_unbegun(self, step: str, attempt: int) -> None:
+        """Its start went to disk while the saga failed: the action has not begun and will not."""
+        fact = h.StepFailed(step, "NotBegun", "the saga failed before the action began", attempt)
+        self.emit(fact)
+        self._calls.pop(step, None)
+        self.tell(fact)
+        self.conclude()
+
+    # -- time and the inbox ------------------------------------------------------------------------------------------
+
+    def _set_alarm(self, wake: int | None) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if wake is None:
+            wake = self._next_wake()
+        if wake is not None:
+            self._alarm = self.kit.alarms.at(wake, self.ring)
+
+    def ring(self) -> None:
+        """Something is due: timers, retries, the deadline."""
+        if self.closed or self.parking or self.paused or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
+            return
+        now, journal = self.kit.now(), self.journal
+        started = journal.started
+        if (
+            started is not None
+            and started.deadline is not None
+            and started.deadline <= now
+            and not journal.deadline_passed
+            and not journal.failing
+        ):
+            self._fire(DEADLINE)
+        awaited = set(self.script.awaited_timers) if self.script is not None else set()
+        for timer, due in sorted(journal.timers.items(), key=lambda item: item[1]):
+            if due <= now and timer in awaited:
+                self._fire(timer)
+        for step, due in list(journal.retries.items()):
+            if due > now:
+                continue
+            if journal.failing:
+                self.rollback.retry(step)
+            elif self.doom is None and step in self._calls:
+                self._start(self._calls[step], journal.steps[step].attempt + 1, journal.steps[step].interruptions)
+        self.flush()
+        if self._flying is None and not self.closed:
+            self._set_alarm(None)
+
+    def _fire(self, timer: str) -> None:
+        fact = h.TimerFired(timer)
+        self.emit(fact)
+        self.tell(fact)
+
+    def wake(self) -> None:
+        """Something may be in the inbox."""
+        if not self.closed and not self.parking:  # a unit that parks asserts the inbox: it will see
+            self.mail.look()
+
+    def unpause(self, cursor: int) -> None:
+        """Go on where it was paused."""
+        self.emit(h.SagaResumed(cursor))
+        if self.journal.failing:
+            self.rollback.go_on()
+            return
+        interrupted, self._interrupted = self._interrupted, []
+        for command, attempt, count in interrupted:
+            self.start_again(command, attempt, count)
+        held, self._held = self._held, []
+        for fact, value, error in held:
+            self.tell(fact, value, error)
+        self.conclude()
+
+    # -- out of memory -----------------------------------------------------------------------------------------------
+
+    def close_script(self) -> None:
+        """The forward half is over, here or for good."""
+        if self.script is not None:
+            self.script.close()
+            self.script = None
+
+    def _leave(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self.close_script()
+        self.mail.close()
+        attempts = [*self._attempts.values(), *self.rollback.abandon()]
+        self._attempts.clear()
+        futures = [attempt.abandon() for attempt in attempts]
+        self._ending += [future for future in futures if future is not None and not future.done()]
+
+    @property
+    def acting_on(self) -> list[asyncio.Future[Any]]:
+        """The code that runs now, and the unit that is in flight."""
+        running = [attempt.future for attempt in (*self._attempts.values(), *self.rollback.running)]
+        return [future for future in (*running, self._sent) if future is not None and not future.done()]
+
+    def evict(self) -> None:
+        """Leave memory at once: nothing is recorded from here on."""
+        self._leave()
+
+    def still_ending(self) -> list[asyncio.Future[Any]]:
+        """Code of a saga that left memory, which was asked to end and has not yet."""
+        self._ending = [future for future in self._ending if not future.done()]
+        return self._ending
+
+    async def hand_over(self) -> None:
+        """Give an evicted saga to whoever claims it next: what was cut off is no interruption."""
+        if self._sent is not None and not self._sent.done():
+            await asyncio.wait((self._sent,))
+            await asyncio.sleep(0)  # its callback runs first
+        if not self.journal.ended and not self.parking and not self.pen.is_new:
+            await self.pen.hand_over()
