@@ -75,7 +75,7 @@ imports: $(STAMP) ## Check the layers
 
 .PHONY: docs
 docs: $(STAMP) ## Build the documentation into site/, strictly
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .PHONY: gates
 gates: lint types imports docs ## Everything that CI asks beside the tests
