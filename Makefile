@@ -28,8 +28,7 @@ $(STAMP): pyproject.toml uv.lock
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv sync --frozen --python "$(PYTHON)"; \
 	else \
-	  [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
-	  [ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'; \
+	  [ -x $(BIN)/uv ] || { $(PYTHON) -m venv --clear $(VENV) && $(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'; }; \
 	  $(BIN)/uv sync --frozen; \
 	fi
 	@touch $@
