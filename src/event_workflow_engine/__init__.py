@@ -1,1 +1,46 @@
-"""Durable sagas on one event log."""
+"""Durable sagas on one event log: workflows over several systems that end either done or undone.
+
+Everything public that is not named here is imported from its module.
+"""
+
+from event_workflow_engine.config import EngineConfig
+from event_workflow_engine.context import (
+    CompensationContext,
+    StepContext,
+    StepResults,
+    current_saga,
+    current_step,
+)
+from event_workflow_engine.errors import SagaFailedError, WorkflowError
+from event_workflow_engine.events import NewEvent, RecordedEvent, current_event, event
+from event_workflow_engine.outcomes import Outcome
+from event_workflow_engine.retries import RetryPolicy
+from event_workflow_engine.saga import Saga, SagaStep, Signal, run_saga, saga, sleep, step, wait_for_signal
+from event_workflow_engine.state_machine import StateMachine, WorkflowState
+
+__all__ = [
+    "CompensationContext",
+    "EngineConfig",
+    "NewEvent",
+    "Outcome",
+    "RecordedEvent",
+    "RetryPolicy",
+    "Saga",
+    "SagaFailedError",
+    "SagaStep",
+    "Signal",
+    "StateMachine",
+    "StepContext",
+    "StepResults",
+    "WorkflowError",
+    "WorkflowState",
+    "current_event",
+    "current_saga",
+    "current_step",
+    "event",
+    "run_saga",
+    "saga",
+    "sleep",
+    "step",
+    "wait_for_signal",
+]

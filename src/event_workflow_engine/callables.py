@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
-import logging
 import typing
 from asyncio import Future, Task
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CallInfo", "call_info", "called", "check_readable", "find_named", "lasting_name", "readable"]
 
-_log: Final = logging.getLogger(__name__)
 _AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine, Future, Task)
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _SAYS_NOTHING: Final = frozenset({object, typing.NoReturn, typing.Never, typing.Self})
@@ -49,6 +47,8 @@ class CallInfo(msgspec.Struct, frozen=True):
         keyword_only: Required parameters that can only be given by keyword.
         first_type: The annotation of the first positional parameter; ``Any`` where there is none.
         yields: A generator function, sync or async.
+        unresolved_result: Why the result's annotation cannot be resolved; empty where it can, or where there is none.
+        unresolved_first: The same of the first positional parameter.
     """
 
     takes_context: bool = False
@@ -61,6 +61,8 @@ class CallInfo(msgspec.Struct, frozen=True):
     keyword_only: tuple[str, ...] = ()
     first_type: Any = Any
     yields: bool = False
+    unresolved_result: str = ""
+    unresolved_first: str = ""
 
 
 # Weak, so that closures made anew in each run of a saga function's body are not kept; a `CallInfo` holds no function.
@@ -107,7 +109,7 @@ def _behind(fn: Any) -> tuple[Any, int, tuple[str, ...]]:
 
 
 def _look(fn: Any, bound: int, keywords: tuple[str, ...]) -> CallInfo:
-    hints = _resolve(fn)
+    hints, failures = _resolve(fn)
     is_async = inspect.iscoroutinefunction(fn)
     result = fn if isinstance(fn, type) else hints.get("return", Any)
     if not is_async and typing.get_origin(result) in _AWAITABLES:
@@ -116,7 +118,8 @@ def _look(fn: Any, bound: int, keywords: tuple[str, ...]) -> CallInfo:
         is_async, result = True, Any
     positional, keyword_only = _parameters(fn, bound, keywords)
     required = [each for each in positional if each.default is inspect.Parameter.empty]
-    first = hints.get(positional[0].name, Any) if positional else Any
+    first_name = positional[0].name if positional else ""
+    first = hints.get(first_name, Any)
     context_input, context_result = _context_arguments(first)
     return CallInfo(
         takes_context=bool(required),
@@ -129,6 +132,8 @@ def _look(fn: Any, bound: int, keywords: tuple[str, ...]) -> CallInfo:
         keyword_only=keyword_only,
         first_type=first,
         yields=inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn),
+        unresolved_result=failures.get("return", ""),
+        unresolved_first=failures.get(first_name, ""),
     )
 
 
@@ -150,24 +155,25 @@ def _parameters(fn: Any, bound: int, keywords: tuple[str, ...]) -> tuple[list[in
     return positional, tuple(needed)
 
 
-def _resolve(fn: Any) -> dict[str, Any]:
-    """`fn`'s annotations by parameter, those that cannot be resolved left out."""
+def _resolve(fn: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """`fn`'s annotations by parameter, and why others cannot be resolved."""
     if isinstance(fn, type):
-        return {}
+        return {}, {}
     # A class that is local to a function is found where the function's own code mentions it.
     local = dict(inspect.getclosurevars(fn).nonlocals) if isinstance(fn, FunctionType) and fn.__closure__ else None
     try:
-        return typing.get_type_hints(fn, localns=local, include_extras=True)
+        return typing.get_type_hints(fn, localns=local, include_extras=True), {}
     except Exception:  # noqa: BLE001 - an annotation may be any expression, and raise anything
         return _resolve_each(fn, local)
 
 
-def _resolve_each(fn: Any, local: dict[str, Any] | None) -> dict[str, Any]:
+def _resolve_each(fn: Any, local: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         annotations: Mapping[str, Any] = fn.__annotations__
     except Exception:  # noqa: BLE001 - evaluated only now, from Python 3.14 on
         annotations = {}
     hints: dict[str, Any] = {}
+    failures: dict[str, str] = {}
     scope = getattr(inspect.unwrap(fn), "__globals__", {})
     for name, annotation in annotations.items():
 
@@ -177,12 +183,11 @@ def _resolve_each(fn: Any, local: dict[str, Any] | None) -> dict[str, Any]:
         try:
             hints.update(typing.get_type_hints(carrier, scope, local, include_extras=True))
         except Exception as error:  # noqa: BLE001 - as above
-            _log.warning(
-                "%s: its annotation of %s, %r, cannot be resolved (%s), so a stored value will come back as plain "
-                "dicts and lists; import the type at run time, not under TYPE_CHECKING",
-                called(fn), "the result" if name == "return" else repr(name), annotation, error,
-            )  # fmt: skip
-    return hints
+            failures[name] = (
+                f"the annotation {annotation!r} in {called(fn)} cannot be resolved ({error}): import the type at run "
+                "time, not under TYPE_CHECKING, and define it at the top of a module"
+            )
+    return hints, failures
 
 
 def _context_arguments(annotation: Any) -> tuple[Any, Any]:

@@ -133,7 +133,7 @@ class Saga(Generic[In_contra, Out_co]):
             after = checked_order(self.steps, by_action, several, sequential=sequential)
         specs = checked_specs(name, self.steps, after)
         with said_by(f"saga {name!r}"):
-            self.input_type = agree_on_input(wanted_inputs(specs), input_type)
+            self.input_type = agree_on_input(wanted_inputs(specs, given=input_type is not None), input_type)
             check_readable(self.input_type, "the input")
         self.ordered = any(after.values())
         self.specs = MappingProxyType(specs)
@@ -336,4 +336,6 @@ def _checked_function(fn: Any) -> CallInfo:
         raise DefinitionError(f"{called(fn)} takes more than one parameter: the saga's input, or nothing")
     if info.positional > info.required:
         raise DefinitionError(f"the parameter of {called(fn)} has a default, which would never be used: take it away")
+    if unresolved := info.unresolved_first or info.unresolved_result:
+        raise DefinitionError(unresolved)
     return info

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, get_args
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Union, get_args, get_origin
 
 import msgspec
 
@@ -31,6 +32,7 @@ __all__ = [
 
 _LONGEST_NAME: Final = 200
 _IDENTITY_MARKS: Final = "/#~"
+_MAYBE: Final = (Any, Annotated, Union, UnionType)
 
 
 class CompensationSpec(msgspec.Struct, frozen=True):
@@ -121,7 +123,9 @@ def build_spec(
             bool(idempotent),
             bool(compensate_failed),
             () if rejects == () else _exception_types(rejects),
-            _compensation_spec(compensation, compensation_retry, compensate_failed=compensate_failed),
+            _compensation_spec(
+                compensation, compensation_retry, compensate_failed=compensate_failed, alone=arguments is not None
+            ),
         )
     except DefinitionError as error:
         where = f"saga {saga!r}, step {name!r}" if saga else f"step {name!r}"
@@ -130,6 +134,9 @@ def build_spec(
 
 def _action_info(action: Any, arguments: int | None) -> CallInfo:
     info = _callable_info(action, "the action")
+    if info.unresolved_result:
+        # It would come up only after a crash, when a stored result came back as something else.
+        raise DefinitionError(info.unresolved_result)
     check_readable(info.result_type, f"the result of {called(action)}")
     if arguments is None:
         _check_takes_context(info, action, StepContext)
@@ -138,7 +145,10 @@ def _action_info(action: Any, arguments: int | None) -> CallInfo:
     return info
 
 
-def _compensation_spec(fn: Any, retry: RetryPolicy | None, *, compensate_failed: bool) -> CompensationSpec | None:
+def _compensation_spec(
+    fn: Any, retry: RetryPolicy | None, *, compensate_failed: bool, alone: bool
+) -> CompensationSpec | None:
+    """The compensation's part; `alone`: a rollback finds it without its action, so it says itself what that returns."""
     if fn is None:
         if compensate_failed or retry is not None:
             option = "compensate_failed" if compensate_failed else "compensation_retry"
@@ -146,6 +156,10 @@ def _compensation_spec(fn: Any, retry: RetryPolicy | None, *, compensate_failed:
         return None
     info = _callable_info(fn, "the compensation")
     _check_takes_context(info, fn, CompensationContext)
+    if alone and info.takes_context:
+        if info.unresolved_first:
+            raise DefinitionError(info.unresolved_first)
+        check_readable(info.context_result, f"the result that {called(fn)} undoes")
     return CompensationSpec(fn, info, COMPENSATION_RETRY if retry is None else _policy("compensation_retry", retry))
 
 
@@ -174,12 +188,12 @@ def _check_takes_context(info: CallInfo, fn: Any, kind: type[StepContext[Any]]) 
             f"{called(fn)} needs {info.required} positional arguments, but gets one, a {kind.__name__}, or none; "
             "bind the others by functools.partial"
         )
-    wanted = info.first_type
-    # Only a class that surely is no context is refused: a Protocol may be one.
+    wanted = get_origin(info.first_type) or info.first_type
+    # Only a class that surely is no context is refused: a Protocol may be one, and so may a part of a union.
     if (
         not info.takes_context
-        or wanted is Any
         or not isinstance(wanted, type)
+        or wanted in _MAYBE
         or getattr(wanted, "_is_protocol", False)
     ):
         return

@@ -257,10 +257,22 @@ def _spec(saga_name: str, step: SagaStep[Any], after: tuple[str, ...]) -> StepSp
     )
 
 
-def wanted_inputs(specs: Mapping[str, StepSpec]) -> list[tuple[str, Any]]:
-    """By step, the input types that its action and compensation say they want."""
+def wanted_inputs(specs: Mapping[str, StepSpec], *, given: bool) -> list[tuple[str, Any]]:
+    """By step, the input types that its action and compensation say they want.
+
+    Args:
+        specs: The steps.
+        given: Whether the saga has its ``input_type``.
+
+    Raises:
+        DefinitionError: Nobody says one, but somebody what cannot be resolved.
+    """
     wanted: list[tuple[str, Any]] = []
+    unresolved = ""
     for name, spec in specs.items():
         infos = [spec.info] if spec.compensation is None else [spec.info, spec.compensation.info]
         wanted += [(name, info.context_input) for info in infos if info.takes_context]
+        unresolved = unresolved or next((info.unresolved_first for info in infos if info.takes_context), "")
+    if unresolved and not given and all(kind is Any for _, kind in wanted):
+        raise DefinitionError(f"{unresolved}; or give the saga its input_type")
     return wanted

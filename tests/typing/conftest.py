@@ -1,0 +1,3 @@
+"""The programs are checked here, not collected: one of them has a test's name."""
+
+collect_ignore = ["programs"]
