@@ -1,0 +1,315 @@
+"""Group commit, written once for every backend: units of all coroutines gather while a batch is on its way.
+
+One batch is in flight at a time. What is submitted meanwhile waits in a queue and forms the next batch; each unit gets
+a verdict of its own. A backend brings one function, `Execute`, that takes a batch and answers with its verdicts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.storage.port import CommitHook, Written
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from event_workflow_engine.storage.port import Unit
+
+__all__ = ["CommitHook", "Execute", "GroupCommitter", "Listeners", "Repeated", "Verdict"]
+
+T = TypeVar("T")
+
+BATCH_LIMIT: Final = 2048
+"""Most units in one batch: bounds a transaction's length, hence the latency of the unit behind it."""
+
+QUEUE_LIMIT: Final = 8192
+"""Units queued before `GroupCommitter.write` makes its callers wait in line. `submit` is not bounded."""
+
+
+class Repeated:
+    """Verdict of a unit that was stored before this batch: its first `Written`. Commit hooks do not see it again."""
+
+    __slots__ = ("written",)
+
+    def __init__(self, written: Written) -> None:
+        self.written = written
+
+
+Verdict = Written | Repeated | Exception
+"""What became of one unit. An exception says that nothing of it was stored."""
+
+
+class Execute(Protocol):
+    """A backend's way to run a batch."""
+
+    def __call__(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None], /) -> None:
+        """Start `units`; call `done` on the loop's thread, once, with a verdict for each in order.
+
+        It may call `done` before it returns. Raising fails all units of the batch.
+        """
+        ...
+
+
+_Entry = tuple["Unit | None", "asyncio.Future[Any]"]
+"""A unit and its caller's future; or None and the future of one who wants the store alone."""
+
+_inside: ContextVar[object | None] = ContextVar("ewe_inside_exclusive", default=None)
+
+
+class Listeners:
+    """Who wants to know of commits. Outlives the committer, so that a store may be left and entered again."""
+
+    def __init__(self) -> None:
+        self._hooks: list[CommitHook] = []
+        self._bells: list[Callable[[], None]] = []
+
+    @property
+    def has_bells(self) -> bool:
+        """Whether anyone wants to be woken."""
+        return bool(self._bells)
+
+    def add_commit_hook(self, hook: CommitHook) -> Callable[[], None]:
+        """Call `hook` after each batch with what it committed; returns its remover, which may be called twice."""
+        return _added(self._hooks, hook)
+
+    def add_bell(self, ring: Callable[[], None]) -> Callable[[], None]:
+        """Call `ring` after each commit; returns its remover, which may be called twice."""
+        return _added(self._bells, ring)
+
+    def announce(self, committed: Sequence[tuple[Unit, Written]]) -> None:
+        """Run the commit hooks over what was committed, then ring the bells."""
+        for hook in tuple(self._hooks):
+            _guarded(hook, committed)
+        self.ring()
+
+    def ring(self) -> None:
+        """Ring the bells: something was committed, by this process or another."""
+        for bell in tuple(self._bells):
+            _guarded(bell)
+
+
+class GroupCommitter:
+    """Gathers units into batches. Belongs to one event loop; none of its methods may be called from other threads.
+
+    Order: units leave in the order in which they were submitted. In a batch's settling, first every future gets its
+    verdict, then the commit hooks run, in commit order, then the bells; only then do the futures' own callbacks and
+    the tasks that wait for them run, so whoever sees a verdict sees what the hooks did.
+
+    Cancelling a future withdraws its unit only while the unit is queued. Once sent it lands or not, whatever becomes
+    of its future; `settled` waits for that.
+    """
+
+    def __init__(
+        self,
+        execute: Execute,
+        listeners: Listeners,
+        *,
+        queue_limit: int = QUEUE_LIMIT,
+        batch_limit: int = BATCH_LIMIT,
+    ) -> None:
+        self._execute = execute
+        self._listeners = listeners
+        self._loop = asyncio.get_running_loop()
+        self._queue_limit = queue_limit
+        self._batch_limit = batch_limit
+        self._queue: deque[_Entry] = deque()
+        self._line: deque[_Entry] = deque()  # callers of `write` that found the queue full
+        self._sent: list[_Entry] = []
+        self._busy = False  # a batch is scheduled or in flight, or someone has the store alone
+        self._turns = 0  # entries in the queue that want the store alone
+        self._hold: object | None = None  # marks the context of the one that has it
+        self._alone_id: str | None = None
+        self._closed = False
+        self._watchers: list[asyncio.Future[None]] = []
+
+    # -- submitting ----------------------------------------------------------------------------------------------
+
+    def submit(self, unit: Unit) -> asyncio.Future[Written]:
+        """Queue `unit`; the future gets its verdict. Never waits and never raises."""
+        future: asyncio.Future[Written] = self._loop.create_future()
+        if self._closed or self._hold is not None:
+            refusal = self._refusal()
+            if refusal is not None:
+                future.set_exception(refusal)
+                return future
+        self._queue.append((unit, future))
+        if not self._busy:
+            self._schedule()
+        return future
+
+    async def write(self, unit: Unit) -> Written:
+        """Queue `unit`, behind those that wait in line when the queue is full, and wait for its verdict."""
+        if len(self._queue) < self._queue_limit and not self._line:
+            return await self.submit(unit)
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+        future: asyncio.Future[Written] = self._loop.create_future()
+        self._line.append((unit, future))
+        return await future
+
+    async def alone(self, work: Callable[[], Awaitable[T]], *, unit_id: str | None = None) -> T:
+        """Run `work` in its turn, while no batch is in flight and none starts.
+
+        Args:
+            work: What to run. Units submitted from inside it, or from its tasks, are refused with an
+                `EngineStateError`: they would wait for it while it waits for them.
+            unit_id: The unit that `work` commits, so that `settled` waits for it.
+        """
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._queue.append((None, turn))
+        self._turns += 1
+        if not self._busy:
+            self._schedule()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was given to us and we will not take it
+                self._release()
+            raise
+        self._alone_id = unit_id
+        self._hold = hold = object()
+        token = _inside.set(hold)
+        try:
+            return await work()
+        finally:
+            _inside.reset(token)
+            self._hold = self._alone_id = None
+            self._release()
+
+    def _refusal(self) -> EngineStateError | None:
+        if self._closed:
+            return EngineStateError("the store was closed: enter it again before writing to it")
+        if self._hold is not None and _inside.get() is self._hold:
+            return EngineStateError(
+                "a write was made inside of exclusive work, which would wait for itself: "
+                "put it into the unit that commits with the work, or make it afterwards"
+            )
+        return None
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        # At the end of this loop iteration, so that all that is ready to run now shares the batch.
+        self._busy = True
+        self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        self._sent = batch = self._take()
+        if not batch:
+            if not self._busy:
+                self._tell_watchers()
+            return
+        try:
+            self._execute([unit for unit, _ in batch if unit is not None], self._settle)
+        except Exception as error:  # noqa: BLE001 - nobody who waits shall wait for ever
+            self._settle([error] * len(batch))
+
+    def _take(self) -> list[_Entry]:
+        """The next batch; empty when there is none (no longer busy), or when someone gets the store alone (busy)."""
+        queue = self._queue
+        if not self._turns and len(queue) <= self._batch_limit:
+            batch = [entry for entry in queue if not entry[1].cancelled()]
+            queue.clear()
+        else:
+            batch = []
+            while queue and len(batch) < self._batch_limit:
+                unit, future = queue[0]
+                if unit is None and batch and not future.cancelled():
+                    break
+                entry = queue.popleft()
+                if unit is None:
+                    self._turns -= 1
+                    if not future.cancelled():
+                        future.set_result(None)
+                        return []
+                elif not future.cancelled():
+                    batch.append(entry)
+        while self._line and len(queue) < self._queue_limit:
+            queue.append(self._line.popleft())
+        if not batch:
+            if queue:
+                return self._take()
+            self._busy = False
+        return batch
+
+    def _settle(self, verdicts: Sequence[Verdict]) -> None:
+        committed: list[tuple[Unit, Written]] = []
+        for (unit, future), verdict in zip(self._sent, verdicts, strict=True):
+            if isinstance(verdict, Written) and unit is not None:
+                committed.append((unit, verdict))
+                if not future.done():
+                    future.set_result(verdict)
+            elif not future.done():
+                if isinstance(verdict, Repeated):
+                    future.set_result(verdict.written)
+                elif isinstance(verdict, Exception):
+                    future.set_exception(verdict)
+        self._sent = []
+        if committed:
+            self._listeners.announce(committed)
+        self._release()
+
+    def _release(self) -> None:
+        """The store is free: on with what gathered."""
+        self._tell_watchers()
+        if self._queue or self._line:
+            self._schedule()
+        else:
+            self._busy = False
+
+    # -- waiting -------------------------------------------------------------------------------------------------
+
+    async def settled(self, unit_id: str) -> None:
+        """Wait while a unit of that id is queued (and not withdrawn) or in flight."""
+        while self._holds(unit_id):
+            await self._next_settling()
+
+    async def close(self) -> None:
+        """Refuse further units, and wait until all that were accepted have their verdicts."""
+        self._closed = True
+        while self._busy or self._queue or self._line:
+            await self._next_settling()
+
+    def _holds(self, unit_id: str) -> bool:
+        if self._alone_id == unit_id or any(unit is not None and unit.id == unit_id for unit, _ in self._sent):
+            return True
+        waiting = (*self._queue, *self._line)
+        return any(unit is not None and unit.id == unit_id and not future.cancelled() for unit, future in waiting)
+
+    async def _next_settling(self) -> None:
+        watcher: asyncio.Future[None] = self._loop.create_future()
+        self._watchers.append(watcher)
+        await watcher
+
+    def _tell_watchers(self) -> None:
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+
+def _guarded(call: Callable[..., None], *args: Any) -> None:
+    try:
+        call(*args)
+    except Exception as error:  # noqa: BLE001 - what listens must not break what is written
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": f"commit hook or bell {call!r} raised; the commit stands", "exception": error}
+        )
+
+
+def _added(listeners: list[T], listener: T) -> Callable[[], None]:
+    listeners.append(listener)
+
+    def remove() -> None:
+        if listener in listeners:
+            listeners.remove(listener)
+
+    return remove

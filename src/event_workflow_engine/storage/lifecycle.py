@@ -1,0 +1,120 @@
+"""What the backends share above their committer: entering and leaving, and the delegation to it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.storage.group_commit import GroupCommitter, Listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from event_workflow_engine.storage.group_commit import Execute
+    from event_workflow_engine.storage.port import CommitHook, InlineFolder, Unit, Written
+
+__all__ = ["GroupedStorage"]
+
+
+class GroupedStorage:
+    """A storage whose units go through a `GroupCommitter`.
+
+    It may be entered several times at once, by an engine and by its user: it opens with the first and closes with the
+    last. After that it may be entered again, on another event loop too. What listens stays over that.
+    """
+
+    url: str
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._listeners = Listeners()
+        self._folder: InlineFolder | None = None
+        self._open_committer: GroupCommitter | None = None
+        self._entered = 0
+        self._opening: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the store, or join those who have it open.
+
+        Raises:
+            StorageUnavailableError: The store is out of reach, read-only, locked or full.
+            StorageCorruptError: It is not a store of this library, or a damaged one.
+            SchemaVersionError: Its schema is newer, was altered, or must be migrated first.
+        """
+        self._entered += 1
+        try:
+            if self._opening is None:
+                self._opening = asyncio.ensure_future(self._open())
+            # One task opens, whoever of those that enter is cancelled.
+            await asyncio.shield(self._opening)
+        except BaseException:
+            await self._leave()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Leave the store; the last to leave waits until all accepted units have their verdicts, and closes it."""
+        await self._leave()
+
+    async def _leave(self) -> None:
+        self._entered -= 1
+        if self._entered or self._opening is None:
+            return
+        opening, self._opening = self._opening, None
+        await asyncio.wait([opening])
+        committer, self._open_committer = self._open_committer, None
+        if committer is not None:
+            await committer.close()
+        if not opening.cancelled() and opening.exception() is None:
+            await self._close()
+
+    async def _open(self) -> None:
+        """Open what is below; to end with `_start`."""
+        raise NotImplementedError
+
+    async def _close(self) -> None:
+        """Close what is below; nothing is queued or in flight any more."""
+        raise NotImplementedError
+
+    def _start(self, execute: Execute) -> None:
+        self._open_committer = GroupCommitter(execute, self._listeners)
+
+    @property
+    def _committer(self) -> GroupCommitter:
+        committer = self._open_committer
+        if committer is None:
+            raise self._not_open()
+        return committer
+
+    def _require_open(self) -> None:
+        if self._open_committer is None:
+            raise self._not_open()
+
+    def _not_open(self) -> EngineStateError:
+        return EngineStateError(f"the store {self.url!r} is not open: use it inside of `async with`")
+
+    def submit(self, unit: Unit) -> asyncio.Future[Written]:
+        """Queue a unit without waiting for room. Never blocks, never raises."""
+        committer = self._open_committer
+        if committer is not None:
+            return committer.submit(unit)
+        future: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
+        future.set_exception(self._not_open())
+        return future
+
+    async def write(self, unit: Unit) -> Written:
+        """Queue a unit, waiting while the queue is full, and wait for its verdict."""
+        return await self._committer.write(unit)
+
+    def add_commit_hook(self, hook: CommitHook) -> Callable[[], None]:
+        """Call `hook` on the loop after each batch of this process, in commit order; returns its remover."""
+        return self._listeners.add_commit_hook(hook)
+
+    def add_bell(self, ring: Callable[[], None]) -> Callable[[], None]:
+        """Call `ring` on the loop whenever anything was committed, by this process or another; returns its remover."""
+        return self._listeners.add_bell(ring)
+
+    def set_inline_folder(self, folder: InlineFolder | None) -> None:
+        """Install what folds inline projections, or remove it."""
+        self._folder = folder

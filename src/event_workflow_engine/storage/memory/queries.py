@@ -1,0 +1,300 @@
+"""The named reads and claims of the port, as plain Python: the specification of the SQL files of other backends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from event_workflow_engine.errors import DefinitionError
+from event_workflow_engine.storage.row_images import SHAPES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from event_workflow_engine.storage.memory.state import MemoryState
+    from event_workflow_engine.storage.port import Rows
+
+__all__ = ["CLAIM_FUNCTIONS", "READ_FUNCTIONS"]
+
+
+def _first(rows: Iterable[dict[str, Any]], limit: int) -> Rows:
+    return list(rows)[:limit]
+
+
+# -- sagas ---------------------------------------------------------------------------------------------------------
+
+
+def sagas_page(store: MemoryState, *, state: str | None, saga: str | None, after: str, limit: int) -> Rows:
+    """Sagas behind id `after`, of a state and a definition if given."""
+    return _first(
+        (
+            row
+            for row in store.rows("sagas")
+            if row["id"] > after and state in (None, row["state"]) and saga in (None, row["saga"])
+        ),
+        limit,
+    )
+
+
+def sagas_by_ids(store: MemoryState, *, ids: str) -> Rows:
+    """The sagas of those ids that there are."""
+    wanted = set(msgspec.json.decode(ids))
+    return [row for row in store.rows("sagas") if row["id"] in wanted]
+
+
+def next_wake(store: MemoryState, *, sagas: str) -> Rows:
+    """When the next saga of a registered definition that nobody runs is due."""
+    registered = {(name, version) for name, version in msgspec.json.decode(sagas)}
+    due = [
+        row["wake_at"]
+        for row in store.rows("sagas")
+        if _unowned(row) and row["wake_at"] is not None and (row["saga"], row["saga_version"]) in registered
+    ]
+    return [{"wake_at": min(due)}] if due else []
+
+
+def woken_sagas(store: MemoryState, *, worker: str) -> Rows:
+    """Sagas in a worker's hands to whose inbox somebody wrote."""
+    return [
+        row
+        for row in sorted(store.rows("sagas"), key=lambda row: str(row["id"]))
+        if row["owner"] == worker and row["ended_at"] is None and row["wake_at"] is not None
+    ]
+
+
+def sagas_count(store: MemoryState) -> Rows:
+    """How many sagas there are in each state."""
+    counts: dict[Any, int] = {}
+    for row in store.rows("sagas"):
+        counts[row["state"]] = counts.get(row["state"], 0) + 1
+    return [{"state": state, "n": n} for state, n in sorted(counts.items(), key=lambda item: item[0] or "")]
+
+
+def claim_sagas(store: MemoryState, *, worker: str, now: int, limit: int, sagas: str) -> Rows:
+    """Give due sagas of registered definitions to a living worker, those that wait longest first."""
+    registered = {(name, version) for name, version in msgspec.json.decode(sagas)}
+    due = [
+        row
+        for row in store.rows("sagas")
+        if _unowned(row)
+        and row["wake_at"] is not None
+        and row["wake_at"] <= now
+        and (row["saga"], row["saga_version"]) in registered
+    ]
+    due.sort(key=lambda row: (row["wake_at"], row["id"]))
+    return _claimed(store, worker, due[:limit])
+
+
+def claim_saga(store: MemoryState, *, worker: str, id: str) -> Rows:  # noqa: A002 - the contract's name
+    """Give one saga to a living worker, due or not."""
+    return _claimed(store, worker, [row for row in store.rows("sagas") if row["id"] == id and _unowned(row)])
+
+
+def release_sagas(store: MemoryState, *, worker: str, ids: str, now: int) -> Rows:
+    """Take sagas from their owner; they are due at once."""
+    wanted = set(msgspec.json.decode(ids))
+    mine = [r for r in store.rows("sagas") if r["id"] in wanted and r["owner"] == worker and r["ended_at"] is None]
+    return [_put(store, "sagas", row, owner="", wake_at=now) for row in mine]
+
+
+def bury_worker(store: MemoryState, *, id: str, incarnation: int, now: int) -> Rows:  # noqa: A002
+    """Declare one life of a worker dead, for ever, and free its sagas. Again: free what is still its own."""
+    for row in store.rows("workers"):
+        if row["id"] == id and row["incarnation"] == incarnation:
+            _put(store, "workers", row, alive=0)
+            owned = [r for r in store.rows("sagas") if r["owner"] == id and r["ended_at"] is None]
+            return [_put(store, "sagas", r, owner="", wake_at=now) for r in owned]
+    return []
+
+
+def live_workers(store: MemoryState) -> Rows:
+    """The workers that were not declared dead."""
+    return [row for row in store.rows("workers") if row["alive"] == 1]
+
+
+def _unowned(row: dict[str, Any]) -> bool:
+    return row["owner"] == "" and row["ended_at"] is None
+
+
+def _claimed(store: MemoryState, worker: str, rows: Rows) -> Rows:
+    if not any(row["id"] == worker for row in live_workers(store)):
+        return []
+    claimed = [_put(store, "sagas", row, owner=worker, fence=(row["fence"] or 0) + 1, wake_at=None) for row in rows]
+    return sorted(claimed, key=lambda row: row["id"])
+
+
+def _put(store: MemoryState, table: str, row: dict[str, Any], **values: Any) -> dict[str, Any]:
+    row = {**row, **values}
+    image = tuple(row.values())
+    store.tables[table][image[: SHAPES[table].width]] = image
+    return row
+
+
+# -- streams -------------------------------------------------------------------------------------------------------
+
+
+def streams_page(store: MemoryState, *, prefix: str, after: str, limit: int) -> Rows:
+    """Streams behind name `after`, with version, number of events and time of the last."""
+    names = sorted(stream for stream in store.streams if stream > after and stream.startswith(prefix))
+    return [
+        {"stream": name, "version": last.version, "events": last.version, "last_at": last.recorded_at}
+        for name in names[:limit]
+        for last in (store.streams[name][-1],)
+    ]
+
+
+# -- schedules -----------------------------------------------------------------------------------------------------
+
+
+def due_schedules(store: MemoryState, *, now: int, limit: int) -> Rows:
+    """Schedules that are not paused and due, the longest due first."""
+    due = [row for row in _active(store) if row["next_run"] <= now]
+    return _first(sorted(due, key=lambda row: (row["next_run"], row["id"])), limit)
+
+
+def next_schedule(store: MemoryState) -> Rows:
+    """When the next schedule is due."""
+    due = [row["next_run"] for row in _active(store)]
+    return [{"next_run": min(due)}] if due else []
+
+
+def schedules_all(store: MemoryState) -> Rows:
+    """All schedules."""
+    return store.rows("schedules")
+
+
+def open_slots(store: MemoryState) -> Rows:
+    """Slots that were claimed and are not done."""
+    return [row for row in store.rows("slots") if row["done"] == 0]
+
+
+def _active(store: MemoryState) -> Rows:
+    return [row for row in store.rows("schedules") if row["paused"] == 0 and row["next_run"] is not None]
+
+
+# -- projections ---------------------------------------------------------------------------------------------------
+
+
+def checkpoints_all(store: MemoryState) -> Rows:
+    """All checkpoints."""
+    return store.rows("checkpoints")
+
+
+def projections_all(store: MemoryState) -> Rows:
+    """All projections."""
+    return store.rows("projections")
+
+
+def documents_find(
+    store: MemoryState,
+    *,
+    projection: str,
+    generation: int,
+    where: str,
+    order_by: str | None,
+    descending: int,
+    limit: int,
+    offset: int,
+) -> Rows:
+    """Documents whose top-level fields equal those of `where`, by a field or by key; ties by key."""
+    wanted = msgspec.json.decode(where)
+    if not isinstance(wanted, dict):
+        raise DefinitionError(f"documents_find: where must be a JSON object, not {where!r}")
+    found = []
+    for row in _of_generation(store, "documents", projection, generation):
+        body = msgspec.json.decode(row["body"])
+        if all(name in body and _same(body[name], value) for name, value in wanted.items()):
+            found.append((_rank(body.get(order_by)), row))
+    if order_by is not None:
+        found.sort(key=lambda item: item[0], reverse=bool(descending))
+    return [row for _, row in found][offset : offset + limit]
+
+
+def _same(a: Any, b: Any) -> bool:
+    # A flag is no number; numbers are equal across int and float.
+    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
+
+
+def _rank(value: Any) -> tuple[int, Any]:
+    """The order of SQLite over JSON values: nothing, then numbers (flags as 0 and 1), then text."""
+    if value is None:
+        return (0, 0)
+    if isinstance(value, (bool, int, float)):
+        return (1, value)
+    return (2, value if isinstance(value, str) else msgspec.json.encode(value).decode())
+
+
+def parked_keys_page(store: MemoryState, *, projection: str, generation: int) -> Rows:
+    """Keys whose events are parked."""
+    return _of_generation(store, "parked_keys", projection, generation)
+
+
+def parked_events_page(store: MemoryState, *, projection: str, generation: int, key: str | None, limit: int) -> Rows:
+    """Parked events, of one key if given, by position."""
+    rows = [r for r in _of_generation(store, "parked_events", projection, generation) if key in (None, r["key"])]
+    return _first(sorted(rows, key=lambda row: (row["position"], row["key"])), limit)
+
+
+def parked_count(store: MemoryState, *, projection: str, generation: int) -> Rows:
+    """How many events are parked."""
+    return [{"n": len(_of_generation(store, "parked_events", projection, generation))}]
+
+
+def delete_documents(store: MemoryState, *, projection: str, generation: int) -> Rows:
+    """Delete a generation of a projection: documents, parked keys and parked events."""
+    for table in ("documents", "parked_keys", "parked_events"):
+        for key in [key for key in store.tables[table] if key[:2] == (projection, generation)]:
+            del store.tables[table][key]
+    return []
+
+
+def swap_projection(store: MemoryState, *, name: str, shadow: int, version: int, position: int) -> Rows:
+    """Make the shadow generation the live one, if it has folded the log to its end."""
+    checkpoint = store.tables["checkpoints"].get((f"projection:{name}@{shadow}",))
+    level = checkpoint is not None and checkpoint[1] == position == store.last_position()
+    rows = [row for row in store.rows("projections") if row["name"] == name and row["shadow"] == shadow]
+    return [_put(store, "projections", row, generation=shadow, version=version, shadow=None) for row in rows if level]
+
+
+def _of_generation(store: MemoryState, table: str, projection: str, generation: int) -> Rows:
+    return [r for r in store.rows(table) if r["projection"] == projection and r["generation"] == generation]
+
+
+# -- the bus -------------------------------------------------------------------------------------------------------
+
+
+def dead_letters_page(store: MemoryState, *, subscription: str | None, limit: int) -> Rows:
+    """Dead letters, of one subscription if given, the oldest first."""
+    rows = [row for row in store.rows("dead_letters") if subscription in (None, row["subscription"])]
+    return _first(sorted(rows, key=lambda row: (row["parked_at"] or 0, row["id"])), limit)
+
+
+READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
+    function.__name__: function
+    for function in (
+        sagas_page,
+        sagas_by_ids,
+        next_wake,
+        woken_sagas,
+        sagas_count,
+        live_workers,
+        streams_page,
+        due_schedules,
+        next_schedule,
+        schedules_all,
+        open_slots,
+        checkpoints_all,
+        projections_all,
+        documents_find,
+        parked_keys_page,
+        parked_events_page,
+        parked_count,
+        dead_letters_page,
+    )
+}
+
+CLAIM_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
+    function.__name__: function
+    for function in (claim_sagas, claim_saga, bury_worker, release_sagas, delete_documents, swap_projection)
+}

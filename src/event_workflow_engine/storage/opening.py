@@ -1,0 +1,58 @@
+"""Opening a store by its URL: the only place that knows which backends there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from event_workflow_engine.errors import DefinitionError
+from event_workflow_engine.storage.memory import MemoryStorage
+from event_workflow_engine.storage.sqlite import SqliteStorage
+
+if TYPE_CHECKING:
+    from event_workflow_engine.storage.port import Storage
+
+__all__ = ["open_storage"]
+
+_SUPPORTED: Final = "sqlite:///relative.db, sqlite:////absolute/path.db and memory://"
+
+
+def open_storage(url: str, *, auto_upgrade: bool | None = None) -> Storage:
+    """The store at `url`, to be entered as an async context manager. Nothing is touched before that.
+
+    Args:
+        url: ``sqlite:///relative.db``, ``sqlite:////absolute/path.db``, or ``memory://`` (nothing survives the object).
+        auto_upgrade: Create and migrate the schema on entering. Default: the backend's custom; SQLite does.
+
+    Raises:
+        DefinitionError: No backend takes such a URL.
+
+    Example:
+        >>> import asyncio
+        >>> async def main() -> int:
+        ...     async with open_storage("memory://") as storage:
+        ...         return await storage.last_position()
+        >>> asyncio.run(main())
+        0
+    """
+    scheme, separator, rest = str(url).partition("://")
+    if not separator:
+        raise DefinitionError(f"{url!r} is no URL of a store; supported are {_SUPPORTED}")
+    if scheme == "memory":
+        if rest:
+            raise DefinitionError(f"{url!r}: memory:// takes no path")
+        return MemoryStorage(url)
+    if scheme == "sqlite":
+        # As in other libraries' URLs: three slashes, then the path; an absolute one brings the fourth.
+        if not rest.startswith("/") or rest == "/" or rest.endswith("/"):
+            raise DefinitionError(f"{url!r} names no file; supported are {_SUPPORTED}")
+        if rest[1:] == ":memory:":
+            raise DefinitionError(f"{url!r}: a store in memory is memory://")
+        if "?" in rest or "#" in rest or "\0" in rest:
+            raise DefinitionError(f"{url!r}: a path with ? or # or NUL is not supported, nor are options")
+        return SqliteStorage(rest[1:], url=url, auto_upgrade=auto_upgrade is not False)
+    if scheme.partition("+")[0] in ("postgresql", "postgres"):
+        raise DefinitionError(
+            f"{url!r}: this version has no PostgreSQL backend (the extra event-workflow-engine[postgres] is reserved "
+            f"for it); supported are {_SUPPORTED}"
+        )
+    raise DefinitionError(f"no backend takes {scheme}:// URLs; supported are {_SUPPORTED}")

@@ -1,0 +1,309 @@
+"""The storage port: one atomic write, a handful of reads, and a bell that rings when the log grew.
+
+Everything that changes is a `Unit`. A backend takes many units at once and gives each its own verdict; the group
+committer in front of it gathers them. Services know this module and nothing behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
+
+import msgspec
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable
+
+__all__ = [
+    "ANY_VERSION",
+    "STREAM_EXISTS",
+    "Append",
+    "Appended",
+    "CommitHook",
+    "InlineFolder",
+    "NewRecord",
+    "Record",
+    "Row",
+    "RowOp",
+    "RowReader",
+    "Rows",
+    "SqlSession",
+    "Storage",
+    "Unit",
+    "WorkerRef",
+    "Written",
+]
+
+ANY_VERSION: Final = -1
+STREAM_EXISTS: Final = -2
+
+Rows = list[dict[str, Any]]
+RowOp = Literal["insert", "update", "upsert", "delete", "check"]
+
+
+class NewRecord(msgspec.Struct, frozen=True, gc=False):
+    """A row to be added to the log: one event, or the facts of one unit packed together.
+
+    Attributes:
+        id: The event's id, unique over the store. Fact *i* > 0 of a packed record has the id ``f"{id}:{i}"``.
+        type: The event type's name; of a packed record the distinct names of its facts, sorted, joined by ``+``.
+        data: The payload as encoded by the codec; of a packed record the facts in a JSON array.
+        schema: The payload's schema version.
+        metadata: JSON object, or ``b""``.
+        count: How many events it holds; versions and positions advance by it.
+    """
+
+    id: str
+    type: str
+    data: bytes
+    schema: int = 1
+    metadata: bytes = b""
+    count: int = 1
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """A stored row of the log. `version` and `position` are those of its last event (see `count`)."""
+
+    position: int
+    stream: str
+    version: int
+    count: int
+    id: str
+    type: str
+    schema: int
+    data: bytes
+    metadata: bytes
+    recorded_at: int
+
+
+class Append(msgspec.Struct, frozen=True, gc=False):
+    """Records for one stream. With no records it is a check of the stream's version alone.
+
+    Attributes:
+        expected: The version the stream must have (0: no events), or `ANY_VERSION`, or `STREAM_EXISTS`.
+    """
+
+    stream: str
+    records: tuple[NewRecord, ...]
+    expected: int = ANY_VERSION
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """One compare-and-set of a row of a declared table.
+
+    ``insert`` fails where the key exists; ``update``, ``delete`` and ``check`` fail where no row has the key *and*
+    the column values of `where`; ``upsert`` sets `values` whether the row exists or not (columns not named keep their
+    value) and fails only where the row exists and `where` does not hold. `values` never holds key columns.
+    A value in `where` may be ``None`` (IS NULL).
+    """
+
+    table: str
+    op: RowOp
+    key: tuple[Any, ...]
+    values: Mapping[str, Any] = {}
+    where: Mapping[str, Any] = {}
+
+
+class WorkerRef(msgspec.Struct, frozen=True, gc=False):
+    """Which life of which worker writes: the batch checks that it was not declared dead."""
+
+    id: str
+    incarnation: int
+
+
+class Unit(msgspec.Struct, frozen=True, gc=False):
+    """What is written together or not at all.
+
+    Attributes:
+        id: Unique. Writing a stored id again returns the first time's `Written` when the appends are the same ones
+            (stream, ids, types, data), else fails with `EventIdConflictError`. Where it appends, it is the id of its
+            first record; a unit without records has its id kept in a table of its own, and is not compared.
+        at: When, in microseconds since 1970; becomes `Record.recorded_at`.
+        strict: An inline projection that raises fails this unit, instead of parking its key.
+    """
+
+    id: str
+    at: int
+    appends: tuple[Append, ...] = ()
+    rows: tuple[Row, ...] = ()
+    worker: WorkerRef | None = None
+    strict: bool = False
+
+
+class Appended(msgspec.Struct, frozen=True, gc=False):
+    """Where the records of one `Append` landed: `version` and `position` of the last, `count` events in all."""
+
+    stream: str
+    version: int
+    position: int
+    count: int
+
+
+class Written(msgspec.Struct, frozen=True, gc=False):
+    """A unit's success: one `Appended` for each append that had records, in order."""
+
+    unit_id: str
+    appended: tuple[Appended, ...]
+
+
+CommitHook = Callable[[Sequence[tuple[Unit, Written]]], None]
+"""What runs on the loop after each batch of this process, with what it committed, in order."""
+
+
+class RowReader(Protocol):
+    """Reads rows inside a batch, as its earlier units left them."""
+
+    def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
+        """The row, key columns included, or ``None``."""
+        ...
+
+
+class InlineFolder(Protocol):
+    """Folds the records of a unit into rows, inside the commit, in batch order. Runs on the writer's thread."""
+
+    def __call__(self, unit: Unit, records: Sequence[Record], rows: RowReader, /) -> Sequence[Row]:
+        """The rows to write with `unit`. Raising fails the unit; it raises only where ``unit.strict``."""
+        ...
+
+
+class SqlSession(Protocol):
+    """A session inside an open write transaction, for SQL projections. Parameters are ``:name``."""
+
+    async def execute(self, sql: str, params: Mapping[str, Any], /) -> int:
+        """Run a statement; the number of rows it changed."""
+        ...
+
+    async def fetch(self, sql: str, params: Mapping[str, Any], /) -> Rows:
+        """Run a query; all its rows."""
+        ...
+
+
+class Storage(Protocol):
+    """A store. Opened by `open_storage`; entered and left as an async context manager.
+
+    Order: units submitted by one caller land in the order of submission. Positions strictly increase in the order of
+    commits and are never reused; a reader that saw position *p* never later finds a new smaller one.
+    Errors: `VersionConflictError`, `EventIdConflictError`, `RowConflictError`, `OwnershipLostError` and
+    `StorageError` fail one unit alone. Cancelling a waiting caller withdraws its unit only while it is queued.
+    """
+
+    url: str
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    def submit(self, unit: Unit) -> asyncio.Future[Written]:
+        """Queue a unit without waiting for room: for callers that bound themselves. Never blocks, never raises."""
+        ...
+
+    async def write(self, unit: Unit) -> Written:
+        """Queue a unit, waiting while the queue is full, and wait for its verdict."""
+        ...
+
+    async def outcome(self, unit_id: str) -> Written | None:
+        """Whether the unit landed, waiting while it is on its way: final for units withdrawn or sent."""
+        ...
+
+    async def exclusive(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
+        """Run `work` in a write transaction of its own and commit `unit` with it: both or neither."""
+        ...
+
+    async def perform(self, name: str, **params: Any) -> Rows:
+        """Run a named claim (see `CLAIMS`): a hand-written statement that changes rows and returns them, alone."""
+        ...
+
+    async def head(self, stream: str) -> int:
+        """The stream's version; 0 when it has no events."""
+        ...
+
+    async def last_position(self) -> int:
+        """The position of the last event committed; 0 in an empty store."""
+        ...
+
+    async def read_stream(
+        self, stream: str, *, after: int | None = None, limit: int = 1000, backwards: bool = False
+    ) -> list[Record]:
+        """Up to `limit` records with events behind version `after`; backwards: below it (``None``: from the end)."""
+        ...
+
+    async def read_streams(self, streams: Sequence[str]) -> list[Record]:
+        """All records of several streams, each stream's in order: for recovery."""
+        ...
+
+    async def read_log(
+        self, *, after: int = 0, limit: int = 1000, types: Sequence[str] = (), categories: Sequence[str] = ()
+    ) -> list[Record]:
+        """Records behind position `after` in order. `types` matches packed records that hold one of the types."""
+        ...
+
+    async def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
+        """One row of a declared table by its key."""
+        ...
+
+    async def query(self, name: str, **params: Any) -> Rows:
+        """Run a named read (see `READS`)."""
+        ...
+
+    async def fetch(self, sql: str, params: Mapping[str, Any]) -> Rows:
+        """A read-only query over the tables of SQL projections, on a reader."""
+        ...
+
+    async def status(self) -> dict[str, Any]:
+        """What this store is and holds, for people.
+
+        Returns:
+            url, backend, schema_version, last_position, events, streams, sagas; of a file also path, file_size and
+            wal_size in bytes, journal_mode, synchronous and sqlite_version.
+        """
+        ...
+
+    def add_commit_hook(self, hook: CommitHook) -> Callable[[], None]:
+        """Call `hook` on the loop after each batch of this process, in commit order; returns its remover."""
+        ...
+
+    def add_bell(self, ring: Callable[[], None]) -> Callable[[], None]:
+        """Call `ring` on the loop whenever anything was committed, by this process or another; returns its remover."""
+        ...
+
+    def set_inline_folder(self, folder: InlineFolder | None) -> None:
+        """Install what folds inline projections, or remove it."""
+        ...
+
+
+READS: Final = (
+    "sagas_page",  # :state (or NULL) :saga (or NULL) :after (id, '' first) :limit -> rows of sagas, by id
+    "sagas_by_ids",  # :ids (JSON array) -> rows of sagas
+    "next_wake",  # :sagas (JSON array of [name, version]) -> one row wake_at: smallest over unowned, unended sagas of
+    #               these definitions, or no row
+    "woken_sagas",  # :worker -> rows of sagas that :worker owns and to whose inbox somebody wrote (wake_at is set)
+    "sagas_count",  # -> rows state, n (counted over all sagas)
+    "live_workers",  # -> rows of workers where alive = 1
+    "streams_page",  # :prefix ('' all) :after (stream, '' first) :limit -> stream, version, events, last_at
+    "due_schedules",  # :now :limit -> rows of schedules not paused, next_run <= :now, by next_run
+    "next_schedule",  # -> one row next_run: smallest over schedules not paused, or no row
+    "schedules_all",  # -> rows of schedules by id
+    "open_slots",  # -> rows of slots where done = 0
+    "checkpoints_all",  # -> rows of checkpoints by name
+    "projections_all",  # -> rows of projections by name
+    "documents_find",  # :projection :generation :where (JSON object of column->value, equality on top-level fields)
+    #                     :order_by (field or NULL) :descending (0/1) :limit :offset -> rows of documents
+    "parked_keys_page",  # :projection :generation -> rows of parked_keys
+    "parked_events_page",  # :projection :generation :key (or NULL) :limit -> rows of parked_events by position
+    "parked_count",  # :projection :generation -> one row n
+    "dead_letters_page",  # :subscription (or NULL) :limit -> rows of dead_letters by parked_at
+)
+"""The named reads that every backend has, with their parameters and rows."""
+
+CLAIMS: Final = (
+    "claim_sagas",  # :worker :now :limit :sagas (JSON array of [name, version]) -> claims unended, unowned rows with
+    #                  wake_at <= :now and a registered definition: owner = :worker, fence + 1, wake_at NULL; the rows
+    "claim_saga",  # :worker :id -> the same for one unended, unowned saga, whatever its wake_at; 0 or 1 rows
+    "bury_worker",  # :id :incarnation :now -> alive = 0 (irrevocable), its sagas: owner '', wake_at :now; those rows.
+    #                 Claims give sagas to living workers only: what a dead one got would be found by nobody
+    "release_sagas",  # :worker :ids (JSON array) :now -> owner '', wake_at :now where owner is :worker; the rows
+    "delete_documents",  # :projection :generation -> deletes documents, parked keys and events of a generation
+    "swap_projection",  # :name :shadow :version :position -> under the lock: makes shadow the live generation where the
+    #                      shadow's checkpoint is at :position and that is the log's last position; 0 or 1 rows
+)
+"""The named claims that every backend has."""

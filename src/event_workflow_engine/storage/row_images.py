@@ -1,0 +1,170 @@
+"""What a compare-and-set does to one row, for every backend that decides it in Python.
+
+An *image* is a row as a tuple of its column values in declared order, or ``None`` where no row has the key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from event_workflow_engine.errors import DefinitionError, RowConflictError
+from event_workflow_engine.storage.tables import TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from event_workflow_engine.storage.port import Row
+    from event_workflow_engine.storage.tables import Table
+
+__all__ = ["SHAPES", "Image", "Key", "Shape", "shape_of"]
+
+Image = tuple[Any, ...]
+Key = tuple[Any, ...]
+
+_TYPES: Final[dict[str, type]] = {"text": str, "integer": int, "blob": bytes, "real": float}
+_INT64: Final = range(-(2**63), 2**63)
+
+
+class Shape:
+    """A declared table, prepared for applying row operations.
+
+    Attributes:
+        name: The table's name.
+        columns: Its columns in order, the key's first.
+        width: How many columns the key has.
+    """
+
+    __slots__ = ("_index", "_key_types", "_nulls", "_types", "columns", "name", "width")
+
+    def __init__(self, table: Table) -> None:
+        self.name = table.name
+        self.columns = tuple(table.columns)
+        self.width = len(table.key)
+        if self.columns[: self.width] != table.key:
+            raise DefinitionError(f"table {table.name!r}: the key's columns must be declared first, in the key's order")
+        self._index = {column: place for place, column in enumerate(self.columns)}
+        self._types = tuple(_TYPES[kind] for kind in table.columns.values())
+        self._key_types = self._types[: self.width]
+        self._nulls = (None,) * (len(self.columns) - self.width)
+
+    def key(self, key: Key) -> Key:
+        """`key` with values as the store keeps them.
+
+        Raises:
+            DefinitionError: It does not fit the table's key.
+        """
+        if tuple(map(type, key)) == self._key_types:
+            if self.width == 1 and type(key[0]) is str and key[0].isascii():
+                return key
+        elif len(key) != self.width:
+            raise DefinitionError(f"the key of table {self.name!r} has {self.width} columns, not {len(key)}: {key!r}")
+        if None in key:
+            raise DefinitionError(f"the key {key!r} of table {self.name!r} has a None in it")
+        return tuple(map(self._stored, range(self.width), key))
+
+    def apply(self, image: Image | None, key: Key, row: Row) -> Image | None:
+        """The image that `row` leaves, or the same `image` where it changes nothing.
+
+        Args:
+            image: The row as it is.
+            key: What `key` made of the row's key.
+            row: The operation.
+
+        Raises:
+            RowConflictError: The row is not as expected.
+            DefinitionError: An unknown operation or column, or a value that does not fit its column.
+        """
+        op = row.op
+        if op == "insert":
+            if image is not None:
+                raise RowConflictError(self.name, key, "no such row")
+            return self._with((*key, *self._nulls), row.values)
+        if op == "upsert":
+            if image is None:
+                return self._with((*key, *self._nulls), row.values)
+            self._require(image, row.where, key)
+            return self._with(image, row.values)
+        if op not in ("update", "check", "delete"):
+            raise DefinitionError(f"table {self.name!r}: {op!r} is no operation on a row")
+        if image is None:
+            raise RowConflictError(self.name, key, "a row" if not row.where else f"a row with {dict(row.where)!r}")
+        self._require(image, row.where, key)
+        if op == "update":
+            return self._with(image, row.values)
+        return image if op == "check" else None
+
+    def overwrites(self, row: Row) -> bool:
+        """Whether `row` leaves the same image whatever was there before."""
+        return row.op == "upsert" and not row.where and len(row.values) == len(self._nulls)
+
+    def as_dict(self, image: Image) -> dict[str, Any]:
+        """`image` by column."""
+        return dict(zip(self.columns, image, strict=True))
+
+    def place(self, column: str) -> int:
+        """Where `column` stands in an image.
+
+        Raises:
+            DefinitionError: The table has no such column.
+        """
+        try:
+            return self._index[column]
+        except KeyError:
+            raise DefinitionError(f"table {self.name!r} has no column {column!r}") from None
+
+    def _require(self, image: Image, where: Mapping[str, Any], key: Key) -> None:
+        for column, value in where.items():
+            actual = image[self.place(column)]
+            # A NULL equals nothing but None, as in SQL's IS.
+            if actual != value:
+                raise RowConflictError(self.name, key, f"{column} = {value!r}, it is {actual!r}")
+
+    def _with(self, image: Image, values: Mapping[str, Any]) -> Image:
+        new = list(image)
+        for column, value in values.items():
+            place = self.place(column)
+            if place < self.width:
+                raise DefinitionError(f"table {self.name!r}: {column!r} is of the key and cannot be set")
+            new[place] = self._stored(place, value)
+        return tuple(new)
+
+    def _stored(self, place: int, value: Any) -> Any:
+        """`value` as the column keeps it: a `StrEnum` as text, a flag as a number."""
+        if value is None:
+            return None
+        wanted = self._types[place]
+        if wanted is str:
+            if isinstance(value, str) and (value.isascii() or _is_utf8(value)):
+                return value if type(value) is str else str.__str__(value)
+        elif wanted is int:
+            if isinstance(value, int) and value in _INT64:
+                return int(value)
+        elif isinstance(value, wanted):
+            return value
+        raise DefinitionError(
+            f"table {self.name!r}: {value!r} does not fit column {self.columns[place]!r} ({wanted.__name__})"
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+SHAPES: Final[dict[str, Shape]] = {name: Shape(table) for name, table in TABLES.items()}
+"""The declared tables' shapes, by name."""
+
+
+def shape_of(table: str) -> Shape:
+    """The shape of a declared table.
+
+    Raises:
+        DefinitionError: No table of that name is declared.
+    """
+    shape = SHAPES.get(table)
+    if shape is None:
+        raise DefinitionError(f"no table {table!r} is declared")
+    return shape

@@ -1,0 +1,97 @@
+"""What the writer remembers of the store between batches, so that most units are judged without a query."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from event_workflow_engine.storage.row_images import SHAPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from event_workflow_engine.storage.row_images import Image, Key
+
+__all__ = ["Cache", "StoreCache"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+HEADS_LIMIT: Final = 16_384
+ROWS_LIMIT: Final = 8_192
+BODIES_LIMIT: Final = 1_024
+"""For tables whose rows hold documents, which may be large."""
+
+_WITH_BODIES: Final = frozenset({"documents", "snapshots", "dead_letters", "schedules"})
+
+
+class Cache(Generic[K, V]):
+    """A dictionary of bounded size that forgets what was not used lately, in two generations.
+
+    What is used is in `young`; when that is full it becomes the old generation, and the one before it is dropped.
+    A user reads `young` directly, after `missing` has fetched there what it will need.
+    """
+
+    __slots__ = ("_limit", "_old", "young")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.young: dict[K, V] = {}
+        self._old: dict[K, V] = {}
+
+    def missing(self, keys: Iterable[K]) -> list[K]:
+        """Those of `keys` that are not remembered; the others are in `young` now."""
+        young, old = self.young, self._old
+        unknown = []
+        for key in keys:
+            if key not in young:
+                if key in old:
+                    young[key] = old.pop(key)
+                else:
+                    unknown.append(key)
+        return unknown
+
+    def age(self) -> None:
+        """Between uses: forget what is too much."""
+        if len(self.young) > self._limit:
+            self._old = self.young
+            self.young = {}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.young = {}
+        self._old = {}
+
+
+class StoreCache:
+    """Heads of streams, images of rows and the last position, as the last commit left them.
+
+    Valid as long as no other connection has committed, and while no transaction of the writer has failed; the writer
+    clears it otherwise.
+
+    Attributes:
+        heads: Versions by stream; 0 for those that have no events.
+        rows: Images by key, by table; ``None`` for keys that have no row.
+        position: Of the last event; ``None`` when it is not known.
+    """
+
+    __slots__ = ("heads", "position", "rows")
+
+    def __init__(self) -> None:
+        self.heads: Cache[str, int] = Cache(HEADS_LIMIT)
+        self.rows: dict[str, Cache[Key, Image | None]] = {
+            name: Cache(BODIES_LIMIT if name in _WITH_BODIES else ROWS_LIMIT) for name in SHAPES
+        }
+        self.position: int | None = None
+
+    def age(self) -> None:
+        """Between batches: forget what is too much."""
+        self.heads.age()
+        for rows in self.rows.values():
+            rows.age()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.heads.clear()
+        for rows in self.rows.values():
+            rows.clear()
+        self.position = None

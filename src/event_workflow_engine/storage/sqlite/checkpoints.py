@@ -1,0 +1,67 @@
+"""When to move the write-ahead log into the database file: by ourselves, under the store's lock."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from typing import Final
+
+__all__ = ["Checkpoints"]
+
+_log = logging.getLogger("event_workflow_engine.storage")
+
+QUIET_FRAMES: Final = 1_000
+"""Pages of 4 KiB in the log that are worth a checkpoint when nobody waits."""
+
+LOUD_FRAMES: Final = 4_000
+"""Pages in the log that make a checkpoint due between two batches."""
+
+_COMMIT_WORK: Final = 3  # the pages that even the smallest transaction writes, in units of work
+_AGAIN_AFTER: Final = 0.25  # a checkpoint that a reader held up is tried again after this share of the usual work
+
+
+class Checkpoints:
+    """Estimates how long the log is, since SQLite tells that only when it checkpoints; learns from what it told.
+
+    SQLite checkpoints by itself when a commit finds the log long, in whichever process that is, beside writers of
+    other processes. Versions up to 3.51.2 could damage the file when that met a writer that restarted the log; under
+    one lock the two never meet.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._work = 0.0  # since the last checkpoint
+        self._frames_per_work = 1.0
+        self._left = 0  # frames that the last checkpoint could not reset
+
+    def wrote(self, units: int) -> None:
+        """A batch of so many units was committed."""
+        self._work += units + _COMMIT_WORK
+
+    def due(self, *, quiet: bool) -> bool:
+        """Whether to checkpoint now; `quiet`: nobody waits for the writer."""
+        return self._work * self._frames_per_work >= (QUIET_FRAMES if quiet else LOUD_FRAMES)
+
+    def run(self, connection: sqlite3.Connection) -> None:
+        """Move as much of the log as no reader needs. The caller holds the store's lock; it never fails a batch."""
+        try:
+            _, frames, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            # All that was acknowledged is in the log; it grows until this works again.
+            _log.warning("%s: checkpoint failed, the write-ahead log grows until one succeeds: %s", self._path, error)
+            self._work *= 1 - _AGAIN_AFTER
+            return
+        fresh = max(frames - self._left, 1)
+        if self._work:
+            self._frames_per_work = fresh / self._work
+        complete = moved >= frames
+        self._left = 0 if complete else frames
+        self._work = 0.0 if complete else self._work * (1 - _AGAIN_AFTER)
+
+    def truncate(self, connection: sqlite3.Connection) -> None:
+        """On closing: move all and empty the log, unless others use it."""
+        try:
+            connection.execute("PRAGMA busy_timeout = 0")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            _log.info("%s: the write-ahead log stays for others: %s", self._path, error)

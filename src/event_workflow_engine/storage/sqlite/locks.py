@@ -1,0 +1,64 @@
+"""The side-file lock under which batches and checkpoints of all processes on one file run."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+try:
+    import fcntl
+except ImportError:  # Windows: SQLite's own lock and busy handler remain, fair or not
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["StoreLock"]
+
+_MODE: Final = 0o666  # less the umask, like SQLite's own files
+
+
+class StoreLock:
+    """A lock that processes take in turns.
+
+    SQLite's busy handler polls: under load the process that has just released the lock takes it again, and others
+    wait for seconds. Two files make a turnstile: who waits for the lock holds the turn, so the process that releases
+    the lock queues behind it. The kernel drops both locks when a process dies.
+
+    It belongs to one thread. SQLite's own lock still guards the file against anybody who does not take this one.
+    """
+
+    def __init__(self, database: str) -> None:
+        """Create the side files where they are missing.
+
+        Raises:
+            OSError: They cannot be created or opened.
+        """
+        self._lock = os.open(f"{database}-ewe.lock", os.O_RDWR | os.O_CREAT, _MODE)
+        try:
+            self._turn = os.open(f"{database}-ewe.turn", os.O_RDWR | os.O_CREAT, _MODE)
+        except OSError:
+            os.close(self._lock)
+            raise
+
+    def acquire(self) -> None:
+        """Wait for the lock, however long another process holds it."""
+        if fcntl is not None:
+            fcntl.flock(self._turn, fcntl.LOCK_EX)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+
+    def release(self) -> None:
+        """Let the next one in."""
+        if fcntl is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Release it and close the files, which stay for others."""
+        os.close(self._lock)
+        os.close(self._turn)
+
+    def __enter__(self) -> None:
+        """Acquire it."""
+        self.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        """Release it."""
+        self.release()

@@ -1,0 +1,115 @@
+"""Migrations: numbered, checksummed, forward only, each in a transaction of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from event_workflow_engine.errors import SchemaVersionError
+from event_workflow_engine.storage.sqlite.connection import APPLICATION_ID
+from event_workflow_engine.storage.sqlite.queries import statements_of
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+__all__ = ["MIGRATIONS", "Migration", "migrate"]
+
+_TABLE: Final = """
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    number     INTEGER PRIMARY KEY,
+    name       TEXT    NOT NULL,
+    checksum   TEXT    NOT NULL,
+    applied_at INTEGER NOT NULL
+)
+"""
+
+
+class Migration(NamedTuple):
+    """One step of the schema.
+
+    Attributes:
+        number: From 1, without gaps.
+        name: The file's name.
+        script: Its SQL.
+    """
+
+    number: int
+    name: str
+    script: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the script, as hex."""
+        return hashlib.sha256(self.script.encode()).hexdigest()
+
+
+def _load() -> tuple[Migration, ...]:
+    files = sorted((Path(__file__).parent / "migrations").glob("[0-9]*.sql"))
+    return tuple(
+        Migration(int(file.name.partition("_")[0]), file.name, file.read_text(encoding="utf-8")) for file in files
+    )
+
+
+MIGRATIONS: Final = _load()
+"""All migrations, in order."""
+
+
+def migrate(
+    connection: sqlite3.Connection, path: str, *, auto_upgrade: bool, migrations: Sequence[Migration] = MIGRATIONS
+) -> None:
+    """Bring the schema to what this version of the library expects. The caller holds the store's lock.
+
+    Raises:
+        SchemaVersionError: The schema is newer or altered, or it is older and `auto_upgrade` is off.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    newest = migrations[-1].number
+    if version > newest:
+        raise SchemaVersionError(
+            f"{path}: its schema has version {version}, this library knows {newest}: upgrade event-workflow-engine"
+        )
+    applied = _applied(connection) if version else {}
+    for migration in migrations[:version]:
+        was = applied.get(migration.number)
+        if was != migration.checksum:
+            what = "is not recorded as applied" if was is None else "differs from the one that was applied"
+            raise SchemaVersionError(
+                f"{path}: migration {migration.name} {what}: a migration is never edited once it was released; "
+                "restore the file, or the database from a backup"
+            )
+    pending = migrations[version:]
+    if pending and not auto_upgrade:
+        raise SchemaVersionError(
+            f"{path}: its schema has version {version}, this library needs {newest}: open it with auto_upgrade=True"
+        )
+    for migration in pending:
+        _apply(connection, migration)
+
+
+def _applied(connection: sqlite3.Connection) -> dict[int, str]:
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'schema_migrations'").fetchone() is None:
+        return {}
+    return dict(connection.execute("SELECT number, checksum FROM schema_migrations").fetchall())
+
+
+def _apply(connection: sqlite3.Connection, migration: Migration) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute(_TABLE)
+        for statement in statements_of(migration.script):
+            connection.execute(statement)
+        connection.execute(
+            "INSERT INTO schema_migrations VALUES (?, ?, ?, ?)",
+            (migration.number, migration.name, migration.checksum, time.time_ns() // 1000),
+        )
+        # Numbers from this module's constants; PRAGMA takes no parameters. Both are part of the transaction.
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {migration.number:d}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

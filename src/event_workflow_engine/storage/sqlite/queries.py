@@ -1,0 +1,69 @@
+"""The hand-written SQL, by name, from the ``.sql`` files in ``queries/``.
+
+A file holds named queries: ``-- name: x`` begins one, ``-- changes: a, b`` says which declared tables it changes, and
+several statements of one name run in order, the last one giving the rows.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final, NamedTuple
+
+__all__ = ["QUERIES", "Query", "parsed", "statements_of"]
+
+
+class Query(NamedTuple):
+    """A named query.
+
+    Attributes:
+        statements: Its SQL.
+        changes: The declared tables that it changes.
+    """
+
+    statements: tuple[str, ...]
+    changes: tuple[str, ...]
+
+    @property
+    def sql(self) -> str:
+        """Its only statement."""
+        (sql,) = self.statements
+        return sql
+
+
+def statements_of(script: str) -> list[str]:
+    """The statements of a script, without the comments before them."""
+    statements: list[str] = []
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        if not pending and (not line.strip() or line.lstrip().startswith("--")):
+            continue
+        pending += line
+        if sqlite3.complete_statement(pending):
+            statements.append(pending.strip())
+            pending = ""
+    if pending.strip():
+        raise ValueError(f"the last statement has no end: {pending!r}")
+    return statements
+
+
+def parsed(text: str) -> dict[str, Query]:
+    """The named queries in the text of a file."""
+    queries: dict[str, Query] = {}
+    for block in text.split("-- name: ")[1:]:
+        name, _, body = block.partition("\n")
+        changes = [line.removeprefix("-- changes: ") for line in body.splitlines() if line.startswith("-- changes: ")]
+        tables = tuple(table.strip() for line in changes for table in line.split(","))
+        queries[name.strip()] = Query(tuple(statements_of(body)), tables)
+    return queries
+
+
+def _load() -> dict[str, Query]:
+    queries: dict[str, Query] = {}
+    for file in sorted((Path(__file__).parent / "queries").glob("*.sql")):
+        queries |= parsed(file.read_text(encoding="utf-8"))
+    return queries
+
+
+QUERIES: Final[dict[str, Query]] = _load()
+"""All named queries."""

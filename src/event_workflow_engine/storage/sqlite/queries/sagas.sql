@@ -1,0 +1,72 @@
+-- Reads and claims over the index of sagas, and over workers.
+
+-- name: sagas_page
+-- One range of one index, whichever filter is given.
+SELECT * FROM sagas WHERE :state IS NULL AND :saga IS NULL AND id > :after
+UNION ALL
+SELECT * FROM sagas WHERE :state IS NOT NULL AND state = :state AND (:saga IS NULL OR saga = :saga) AND id > :after
+UNION ALL
+SELECT * FROM sagas WHERE :state IS NULL AND :saga IS NOT NULL AND saga = :saga AND id > :after
+ORDER BY id
+LIMIT :limit;
+
+-- name: sagas_by_ids
+SELECT * FROM sagas WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY id;
+
+-- name: next_wake
+SELECT wake_at FROM sagas
+WHERE ended_at IS NULL AND owner = '' AND wake_at IS NOT NULL
+  AND EXISTS (SELECT 1 FROM json_each(:sagas) AS r
+              WHERE json_extract(r.value, '$[0]') = sagas.saga
+                AND json_extract(r.value, '$[1]') = sagas.saga_version)
+ORDER BY wake_at
+LIMIT 1;
+
+-- name: woken_sagas
+SELECT * FROM sagas
+WHERE owner = :worker AND owner <> '' AND ended_at IS NULL AND wake_at IS NOT NULL
+ORDER BY id;
+
+-- name: sagas_count
+SELECT state, count(*) AS n FROM sagas GROUP BY state ORDER BY state;
+
+-- name: live_workers
+SELECT * FROM workers WHERE alive = 1 ORDER BY id;
+
+-- name: claim_sagas
+-- changes: sagas
+-- Only to a worker that lives: what a dead one got would be found by nobody.
+UPDATE sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
+WHERE id IN (
+    SELECT id FROM sagas
+    WHERE ended_at IS NULL AND owner = '' AND wake_at <= :now
+      AND EXISTS (SELECT 1 FROM json_each(:sagas) AS r
+                  WHERE json_extract(r.value, '$[0]') = sagas.saga
+                    AND json_extract(r.value, '$[1]') = sagas.saga_version)
+    ORDER BY wake_at, id
+    LIMIT :limit)
+  AND EXISTS (SELECT 1 FROM workers WHERE workers.id = :worker AND alive = 1)
+RETURNING *;
+
+-- name: claim_saga
+-- changes: sagas
+UPDATE sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
+WHERE id = :id AND ended_at IS NULL AND owner = ''
+  AND EXISTS (SELECT 1 FROM workers WHERE workers.id = :worker AND alive = 1)
+RETURNING *;
+
+-- name: release_sagas
+-- changes: sagas
+UPDATE sagas SET owner = '', wake_at = :now
+WHERE id IN (SELECT value FROM json_each(:ids)) AND owner = :worker AND ended_at IS NULL
+RETURNING *;
+
+-- name: bury_worker
+-- changes: workers, sagas
+-- May be repeated: it frees what a worker that is dead already still owns.
+UPDATE workers SET alive = 0 WHERE id = :id AND incarnation = :incarnation;
+
+UPDATE sagas SET owner = '', wake_at = :now
+WHERE owner = :id AND owner <> '' AND ended_at IS NULL
+  AND EXISTS (SELECT 1 FROM workers WHERE workers.id = :id AND incarnation = :incarnation AND alive = 0)
+RETURNING *;

@@ -1,0 +1,177 @@
+"""The writing connection and its transactions: the lock around them, and what is remembered between them."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from event_workflow_engine.errors import StorageUnavailableError
+from event_workflow_engine.storage.row_images import SHAPES
+from event_workflow_engine.storage.sqlite.caches import StoreCache
+from event_workflow_engine.storage.sqlite.connection import open_writer, refuse_foreign
+from event_workflow_engine.storage.sqlite.locks import StoreLock
+from event_workflow_engine.storage.sqlite.migrate import migrate
+from event_workflow_engine.storage.sqlite.queries import QUERIES
+from event_workflow_engine.storage.user_sql import SqlGuard
+
+if TYPE_CHECKING:
+    from event_workflow_engine.storage.sqlite.connection import Connect
+
+__all__ = ["BeginError", "CommitInDoubtError", "WriteSession"]
+
+# Texts that no user's SQL has: a statement that was prepared for the engine must not be found by others.
+_BEGIN: Final = "BEGIN IMMEDIATE -- writer"
+_COMMIT: Final = "COMMIT -- writer"
+_ROLLBACK: Final = "ROLLBACK -- writer"
+
+_OWN_TABLES: Final = frozenset({"events", "units", "positions_floor", "schema_migrations", *SHAPES})
+
+
+class BeginError(Exception):
+    """No transaction could be begun, for the reason in its cause: nothing was sent."""
+
+
+class CommitInDoubtError(Exception):
+    """The commit raised, for the reason in its cause: what was in the transaction is stored or not."""
+
+
+class WriteSession:
+    """One connection, one lock, one transaction at a time. Belongs to one thread once it is open.
+
+    Attributes:
+        cache: What is known of the store inside of a transaction.
+    """
+
+    def __init__(self, path: str, connect: Connect) -> None:
+        self._path = path
+        self._connect = connect
+        self._lock: StoreLock | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._guard: SqlGuard | None = None
+        self._data_version: int | None = None
+        self.cache = StoreCache()
+
+    def open(self, *, auto_upgrade: bool) -> None:
+        """Open the file; create or migrate its schema.
+
+        Raises:
+            WorkflowError: The file is not ours, or its schema does not fit.
+            sqlite3.Error: SQLite cannot work with it.
+            OSError: The file system does not allow it.
+        """
+        refuse_foreign(self._path)
+        self._lock = StoreLock(self._path)
+        with self._lock:
+            migrate(self.connection, self._path, auto_upgrade=auto_upgrade)
+
+    def close(self) -> None:
+        """Close the connection under the lock, for SQLite checkpoints when the last one closes; then the lock."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            with lock:
+                self._drop()
+            lock.close()
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection, opened anew if an error cost us the last one."""
+        if self._connection is None:
+            self._connection = open_writer(self._path, self._connect)
+            self._guard = SqlGuard(self._connection, _OWN_TABLES)
+        return self._connection
+
+    @property
+    def guard(self) -> SqlGuard:
+        """What keeps user's SQL on this connection within its bounds."""
+        if self._guard is None:
+            raise StorageUnavailableError(f"{self._path}: the transaction was lost with its connection")
+        return self._guard
+
+    @property
+    def lock(self) -> StoreLock:
+        """The lock of all processes on this file."""
+        if self._lock is None:
+            raise StorageUnavailableError(f"{self._path}: the store is closed")
+        return self._lock
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open; some errors of SQLite end it unasked."""
+        return self._connection is not None and self._connection.in_transaction
+
+    def begin(self) -> None:
+        """Take the lock and begin; afterwards `cache` agrees with the file.
+
+        Raises:
+            BeginError: It was not possible; the lock is free again.
+        """
+        try:
+            self.lock.acquire()
+        except (StorageUnavailableError, OSError) as error:
+            raise BeginError from error
+        try:
+            self.connection.execute(_BEGIN)
+            self.notice_foreign_commits()
+            if self.cache.position is None:
+                (self.cache.position,) = self.connection.execute(QUERIES["last_position"].sql).fetchone()
+        except BaseException as error:
+            self.rollback(reopen=True)
+            raise BeginError from error
+
+    def notice_foreign_commits(self) -> bool:
+        """Whether another connection has committed since the last look; then what was remembered is forgotten."""
+        (version,) = self.connection.execute("PRAGMA data_version").fetchone()
+        if version == self._data_version:
+            return False
+        self._data_version = version
+        self.cache.clear()
+        return True
+
+    def commit(self) -> None:
+        """Commit and let the next process in.
+
+        Raises:
+            CommitInDoubtError: It raised. The connection is closed, so that the next look is at the file.
+        """
+        try:
+            self.connection.execute(_COMMIT)
+        except BaseException as error:
+            self._drop()
+            raise CommitInDoubtError from error
+        finally:
+            self.lock.release()
+        self.cache.age()
+
+    def rollback(self, *, reopen: bool = False) -> None:
+        """Undo and let the next process in.
+
+        Args:
+            reopen: Trust the connection no more.
+        """
+        self.cache.clear()
+        try:
+            if self.in_transaction:
+                self.connection.execute(_ROLLBACK)
+        except sqlite3.Error:
+            reopen = True
+        finally:
+            if reopen:
+                self._drop()
+            if self._lock is not None:
+                self._lock.release()
+
+    def interrupt(self) -> None:
+        """Abort the statement that runs now. May be called from any thread."""
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        self._guard = None
+        self._data_version = None
+        self.cache.clear()
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()

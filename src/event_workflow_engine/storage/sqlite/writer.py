@@ -1,0 +1,244 @@
+"""What the writer's thread does: batches, claims, exclusive transactions, and upkeep between them."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from typing import TYPE_CHECKING, Any, Final
+
+from event_workflow_engine.errors import DefinitionError, StorageUnavailableError, WorkflowError
+from event_workflow_engine.storage.group_commit import Repeated
+from event_workflow_engine.storage.port import CLAIMS, Written
+from event_workflow_engine.storage.sqlite.batch import Batch
+from event_workflow_engine.storage.sqlite.checkpoints import Checkpoints
+from event_workflow_engine.storage.sqlite.errors import storage_error
+from event_workflow_engine.storage.sqlite.log_lookup import outcome
+from event_workflow_engine.storage.sqlite.queries import QUERIES
+from event_workflow_engine.storage.sqlite.session import BeginError, CommitInDoubtError, WriteSession
+from event_workflow_engine.storage.user_sql import rows_of, user_sql_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from event_workflow_engine.storage.group_commit import Verdict
+    from event_workflow_engine.storage.port import InlineFolder, Rows, Unit
+    from event_workflow_engine.storage.sqlite.connection import Connect
+
+__all__ = ["Writer"]
+
+_log = logging.getLogger("event_workflow_engine.storage")
+
+POLL_S: Final = 0.010
+"""How often an idle writer looks for commits of other processes while anybody wants to know."""
+
+_UPKEEP_S: Final = 0.050  # how long nobody must have wanted anything before a checkpoint that is not urgent
+_KEEP_UNIT_IDS_US: Final = 7 * 24 * 3600 * 1_000_000
+_PRUNE_LIMIT: Final = 500
+
+
+class Writer:
+    """All its methods but `interrupt` run on the writer's thread, one after the other.
+
+    Attributes:
+        folder: Folds inline projections.
+        listening: Whether anybody wants to know of other processes' commits.
+    """
+
+    def __init__(self, path: str, connect: Connect, on_foreign_commit: Callable[[], None]) -> None:
+        self._path = path
+        self._session = WriteSession(path, connect)
+        self._on_foreign_commit = on_foreign_commit
+        self._checkpoints = Checkpoints(path)
+        self._newest = 0  # the latest Unit.at seen: the clock by which ids of units grow old
+        self.folder: InlineFolder | None = None
+        self.listening = False
+
+    def open(self, auto_upgrade: bool) -> None:
+        """Open the file, create or migrate its schema. Raises typed errors only."""
+        try:
+            self._session.open(auto_upgrade=auto_upgrade)
+        except Exception as error:
+            self._session.close()
+            raise storage_error(error, self._path) from error
+
+    def close(self) -> None:
+        """Checkpoint, if nobody else has the file open, and close."""
+        with self._session.lock:
+            self._checkpoints.truncate(self._session.connection)
+        self._session.close()
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def batch(self, units: Sequence[Unit]) -> list[Verdict]:
+        """Write a batch: a verdict for each unit. Raises nothing."""
+        try:
+            verdicts = self._attempt(units, careful=False)
+        except sqlite3.IntegrityError:
+            # Most likely some id is stored already. Once more with all ids looked up: nothing is left to chance.
+            verdicts = self._carefully(units)
+        except Exception as error:  # noqa: BLE001 - told to those who wait
+            verdicts = self._one_by_one(units, error)
+        self._checkpoints.wrote(len(units))
+        self._newest = max(self._newest, units[-1].at)
+        return verdicts
+
+    def _attempt(self, units: Sequence[Unit], *, careful: bool) -> list[Verdict]:
+        """All units in one transaction. Where it raises nothing is stored, unless it is `CommitInDoubtError`."""
+        session = self._session
+        session.begin()
+        try:
+            verdicts = Batch(session.connection, session.cache, self.folder, careful=careful).run(units)
+        except BaseException as error:
+            session.rollback(reopen=_distrusted(error))
+            raise
+        session.commit()
+        return verdicts
+
+    def _carefully(self, units: Sequence[Unit]) -> list[Verdict]:
+        try:
+            return self._attempt(units, careful=True)
+        except Exception as error:  # noqa: BLE001 - told to those who wait
+            return self._one_by_one(units, error)
+
+    def _one_by_one(self, units: Sequence[Unit], failure: Exception) -> list[Verdict]:
+        """What becomes of units whose common transaction failed: each in one of its own.
+
+        `SQLITE_FULL` undoes a whole transaction, savepoints or not; alone, a small unit may still find room. The ids
+        are looked up first, under the lock: what landed although its commit raised is not written twice.
+        """
+        if isinstance(failure, BeginError):  # the next one would not get in either
+            return [self._typed(failure)] * len(units)
+        in_doubt = isinstance(failure, CommitInDoubtError)
+        verdicts: list[Verdict] = []
+        for unit in units:
+            try:
+                (verdict,) = self._attempt((unit,), careful=True)
+            except Exception as error:  # noqa: BLE001 - told to the one who waits
+                verdict = self._typed(error)
+            if in_doubt and isinstance(verdict, Repeated):
+                verdict = verdict.written  # it landed just now, so the commit hooks have not seen it
+            verdicts.append(verdict)
+        return verdicts
+
+    def _typed(self, error: Exception) -> WorkflowError:
+        if isinstance(error, (BeginError, CommitInDoubtError)) and error.__cause__ is not None:
+            return storage_error(error.__cause__, self._path)
+        return storage_error(error, self._path)
+
+    # -- claims --------------------------------------------------------------------------------------------------
+
+    def claim(self, name: str, params: Mapping[str, Any]) -> Rows:
+        """Run a named claim in a transaction of its own; its rows by their first column."""
+        if name not in CLAIMS:
+            raise DefinitionError(f"there is no claim {name!r}")
+        query = QUERIES[name]
+        session = self._session
+        rows: Rows = []
+        try:
+            session.begin()
+            try:
+                for sql in query.statements:
+                    with user_sql_errors(name):
+                        rows = rows_of(session.connection.execute(sql, dict(params)))
+            except BaseException as error:
+                session.rollback(reopen=_distrusted(error))
+                raise
+            session.commit()
+        except Exception as error:
+            raise self._typed(error) from error
+        finally:
+            for table in query.changes:
+                session.cache.rows[table].clear()
+        self._checkpoints.wrote(len(rows))
+        return sorted(rows, key=lambda row: next(iter(row.values())))
+
+    # -- exclusive transactions ----------------------------------------------------------------------------------
+
+    def begin_exclusive(self) -> None:
+        """Begin a transaction that stays open over several jobs."""
+        try:
+            self._session.begin()
+        except Exception as error:
+            raise self._typed(error) from error
+
+    def user_sql(self, sql: str, params: Mapping[str, Any]) -> tuple[Rows, int]:
+        """Run user's SQL in the open transaction: its rows, and how many it changed."""
+        try:
+            with user_sql_errors(sql), self._session.guard.writing():
+                cursor = self._session.connection.execute(sql, dict(params))
+                return rows_of(cursor), max(cursor.rowcount, 0)
+        except sqlite3.Error as error:
+            raise storage_error(error, self._path) from error
+
+    def commit_exclusive(self, unit: Unit) -> Verdict:
+        """Write `unit` and commit, or undo everything: where `unit` loses, and where it had landed before."""
+        session = self._session
+        if not session.in_transaction:
+            session.rollback(reopen=True)
+            return StorageUnavailableError(f"{self._path}: an error ended the transaction; all of it was undone")
+        try:
+            (verdict,) = Batch(session.connection, session.cache, self.folder, careful=True).run((unit,))
+        except Exception as error:  # noqa: BLE001 - told to the one who waits
+            session.rollback(reopen=_distrusted(error))
+            return self._typed(error)
+        if not isinstance(verdict, Written):
+            session.rollback()
+            return verdict
+        try:
+            session.commit()
+        except CommitInDoubtError as error:
+            return self._landed(unit) or self._typed(error)
+        self._checkpoints.wrote(1)
+        return verdict
+
+    def abort_exclusive(self) -> None:
+        """Undo the open transaction."""
+        self._session.rollback()
+
+    def interrupt(self) -> None:
+        """Abort the statement that runs now. May be called from any thread."""
+        self._session.interrupt()
+
+    def _landed(self, unit: Unit) -> Written | None:
+        try:
+            self._session.begin()
+        except BeginError:
+            return None
+        try:
+            return outcome(self._session.connection, unit.id)
+        except sqlite3.Error:
+            return None
+        finally:
+            self._session.rollback()
+
+    # -- between jobs --------------------------------------------------------------------------------------------
+
+    def between_jobs(self, quiet: bool) -> float | None:
+        """Do what is due; returns the seconds after which to look again.
+
+        Args:
+            quiet: No job came in the time that the last call returned.
+        """
+        try:
+            if self._checkpoints.due(quiet=quiet):
+                self._upkeep()
+            if quiet and self.listening and self._session.notice_foreign_commits():
+                self._on_foreign_commit()
+        except Exception as error:  # noqa: BLE001 - a job that comes will meet the same, and has someone to tell
+            _log.warning("%s: %s", self._path, storage_error(error, self._path))
+        if self.listening:
+            return POLL_S
+        return _UPKEEP_S if self._checkpoints.due(quiet=True) else None
+
+    def _upkeep(self) -> None:
+        session = self._session
+        with session.lock:
+            session.connection.execute(
+                QUERIES["prune_units"].sql, {"before": self._newest - _KEEP_UNIT_IDS_US, "limit": _PRUNE_LIMIT}
+            )
+            self._checkpoints.run(session.connection)
+
+
+def _distrusted(error: BaseException) -> bool:
+    """Whether an error says that the connection may be of no more use; a broken rule does not."""
+    return isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError)

@@ -1,0 +1,81 @@
+"""Whether a unit is well formed: the checks that need no store, shared by the backends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from event_workflow_engine.errors import DefinitionError, VersionConflictError
+from event_workflow_engine.storage.port import ANY_VERSION, STREAM_EXISTS
+
+if TYPE_CHECKING:
+    from event_workflow_engine.storage.port import Append, NewRecord, Unit
+
+__all__ = ["check_text", "check_unit", "check_version"]
+
+_INT64_MAX: Final = 2**63 - 1
+_MOST_EVENTS: Final = 1_000_000
+
+
+def check_unit(unit: Unit) -> None:
+    """Check types and bounds of all that `unit` appends; its rows are checked where they are applied.
+
+    Raises:
+        DefinitionError: Something does not fit; says what.
+    """
+    check_text(unit.id, "a unit's id")
+    _check_int(unit.at, "Unit.at", 0)
+    first = True
+    for append in unit.appends:
+        check_text(append.stream, "a stream's name")
+        _check_int(append.expected, "Append.expected", STREAM_EXISTS)
+        for record in append.records:
+            _check_record(record)
+            if first and record.id != unit.id:
+                raise DefinitionError(
+                    f"unit {unit.id!r} begins with record {record.id!r}: a unit's id is that of its first record"
+                )
+            first = False
+
+
+def check_version(append: Append, version: int) -> None:
+    """Check that a stream at `version` is as `append` expects it.
+
+    Raises:
+        VersionConflictError: It is not.
+    """
+    expected = append.expected
+    if expected in (version, ANY_VERSION):
+        return
+    if expected != STREAM_EXISTS:
+        raise VersionConflictError(append.stream, expected or "no_stream", version)
+    if not version:
+        raise VersionConflictError(append.stream, "stream_exists", version)
+
+
+def check_text(value: object, what: str) -> None:
+    """Check that `value` is non-empty text which UTF-8 can hold.
+
+    Raises:
+        DefinitionError: It is not.
+    """
+    if not isinstance(value, str) or not value:
+        raise DefinitionError(f"{what} must be non-empty text, not {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DefinitionError(f"{what} holds a lone surrogate, which UTF-8 cannot store: {value!r}") from None
+
+
+def _check_record(record: NewRecord) -> None:
+    check_text(record.id, "a record's id")
+    check_text(record.type, "a record's type")
+    _check_int(record.schema, "NewRecord.schema", 0)
+    _check_int(record.count, "NewRecord.count", 1, _MOST_EVENTS)
+    for name, value in (("data", record.data), ("metadata", record.metadata)):
+        if type(value) is not bytes:
+            raise DefinitionError(f"NewRecord.{name} of {record.id!r} must be bytes, not {type(value).__name__}")
+
+
+def _check_int(value: object, what: str, least: int, most: int = _INT64_MAX) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise DefinitionError(f"{what} must be an integer from {least} to {most}, not {value!r}")
