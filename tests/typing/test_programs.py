@@ -18,6 +18,7 @@ import pytest
 HERE = Path(__file__).parent
 PROGRAMS = sorted((HERE / "programs").glob("*.py"))
 MISTAKES = HERE / "mistakes.py"
+INFERRED = HERE / "inferred.py"
 MARKED = {n for n, line in enumerate(MISTAKES.read_text().splitlines(), 1) if re.search(r"# [1-5] \w", line)}
 CACHE = HERE.parents[1] / ".mypy_cache" / "programs"
 
@@ -47,16 +48,17 @@ def started_mypy(folder: Path) -> contextlib.AbstractContextManager[subprocess.P
     config = folder / "mypy.ini"
     config.write_text(f"[mypy]\nstrict = True\nmypy_path = {HERE / 'programs'}\ncache_dir = {CACHE}\n")
     options = ["--config-file", str(config), "--no-error-summary", "--show-absolute-path", "--no-pretty"]
-    return started([sys.executable, "-m", "mypy", *options, *map(str, [*PROGRAMS, MISTAKES])])
+    return started([sys.executable, "-m", "mypy", *options, *map(str, [*PROGRAMS, MISTAKES, INFERRED])])
 
 
 def started_pyright(folder: Path) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     config = folder / "pyrightconfig.json"
     settings = {"typeCheckingMode": "strict", "extraPaths": [str(HERE / "programs")]}
     # pyright takes no absolute paths in its configuration, hence links to what is checked.
-    settings["include"] = ["programs", "mistakes.py"]
+    settings["include"] = ["programs", MISTAKES.name, INFERRED.name]
     (folder / "programs").symlink_to(HERE / "programs")
-    (folder / "mistakes.py").symlink_to(MISTAKES)
+    for file in (MISTAKES, INFERRED):
+        (folder / file.name).symlink_to(file)
     config.write_text(json.dumps(settings))
     options = ["--project", str(config), "--outputjson", "--pythonpath", sys.executable]
     return started([sys.executable, "-m", "pyright", *options])
@@ -76,7 +78,7 @@ def mypy_errors(out: str) -> list[str]:
 
 def pyright_errors(out: str) -> list[str]:
     answer: dict[str, Any] = json.loads(out)
-    assert answer["summary"]["filesAnalyzed"] == len(PROGRAMS) + 1
+    assert answer["summary"]["filesAnalyzed"] == len(PROGRAMS) + 2
     return [
         f"{Path(each['file']).name}:{each['range']['start']['line'] + 1}: {each['message']}"
         for each in answer["generalDiagnostics"]
@@ -94,16 +96,27 @@ def test_there_are_nine_programs_and_five_mistakes():
     assert len(MARKED) == 5
 
 
+def of(file: Path, errors: list[str]) -> list[str]:
+    return [error for error in errors if error.startswith(f"{file.name}:")]
+
+
 @FIRST_RUN
 @CHECKERS
 def test_the_nine_programs_are_free_of_errors(checker: str, reported: Errors):
-    assert [error for error in reported[checker] if not error.startswith("mistakes.py")] == []
+    assert [error for program in PROGRAMS for error in of(program, reported[checker])] == []
+
+
+@FIRST_RUN
+@CHECKERS
+def test_types_are_inferred(checker: str, reported: Errors):
+    assert of(INFERRED, reported[checker]) == []
 
 
 @FIRST_RUN
 @CHECKERS
 def test_the_five_mistakes_are_found_each_on_its_line_and_nothing_else(checker: str, reported: Errors):
-    lines = Counter(int(error.split(":")[1]) for error in reported[checker] if error.startswith("mistakes.py"))
-    assert set(lines) == MARKED, reported[checker]
+    found = of(MISTAKES, reported[checker])
+    lines = Counter(int(error.split(":")[1]) for error in found)
+    assert set(lines) == MARKED, found
     # pyright reports an overload that does not match twice: the call, and the argument that comes nearest.
-    assert all(count == 1 for count in lines.values()) or checker == "pyright", reported[checker]
+    assert all(count == 1 for count in lines.values()) or checker == "pyright", found

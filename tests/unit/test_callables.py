@@ -210,7 +210,7 @@ def test_a_local_class_is_found_where_the_code_mentions_it():
     class Local(msgspec.Struct):
         x: int
 
-    def make() -> Local:
+    def make() -> "Local":
         return Local(1)
 
     assert call_info(make).result_type is Local

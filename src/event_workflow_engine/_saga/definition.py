@@ -33,7 +33,18 @@ from event_workflow_engine.context import StepResults
 from event_workflow_engine.errors import DefinitionError
 
 if TYPE_CHECKING:
+    from typing import TypedDict, Unpack
+
     from event_workflow_engine.clock import Duration
+
+    class _Options(TypedDict, total=False):
+        version: int
+        sequential: bool
+        timeout: Duration | None
+        on_failure: OnFailure
+        on_exception: OnException
+        settle_timeout: Duration
+
 
 __all__ = ["OnException", "OnFailure", "Saga", "saga"]
 
@@ -110,13 +121,27 @@ class Saga(Generic[In_contra, Out_co]):
     ordered: bool
     by_action: Mapping[Any, str]
 
+    @overload
     def __init__(
         self: Saga[In, StepResults],
         name: str,
         steps: Iterable[SagaStep[In]],
         *,
-        version: int = 1,
         input_type: type[In] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    # mypy does not find the common input of steps with and without one; then input_type= says it.
+    @overload
+    def __init__(
+        self: Saga[Any, StepResults], name: str, steps: Iterable[SagaStep[Any]], **options: Unpack[_Options]
+    ) -> None: ...
+    def __init__(
+        self,
+        name: str,
+        steps: Iterable[SagaStep[Any]],
+        *,
+        version: int = 1,
+        input_type: type[Any] | None = None,
         sequential: bool = False,
         timeout: Duration | None = None,
         on_failure: OnFailure = "settle",
