@@ -57,7 +57,7 @@ class Definitions:
             if version is None:
                 known = ", ".join(sorted(self._newest)) or "none"
                 raise NotRegisteredError(
-                    f"no saga named {saga!r} is registered (known: {known}): call engine.register(…) first"
+                    f"no saga {saga!r} is registered (known: {known}): call engine.register(…) first"
                 )
             return self._sagas[saga, version]
         if self._sagas.get((saga.name, saga.version)) is not saga:

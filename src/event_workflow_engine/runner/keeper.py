@@ -68,6 +68,8 @@ class SagaKeeper:
         self._due = asyncio.Event()
         self._due_alarm: Alarm | None = None
         self._code_came = False
+        self._looking = False
+        self._own_commit = False
         self._accepting = False
         self._removers: list[Callable[[], None]] = []
 
@@ -328,6 +330,7 @@ class SagaKeeper:
     # -- being woken -------------------------------------------------------------------------------------------------
 
     def _committed(self, batch: Sequence[tuple[Unit, Written]]) -> None:
+        self._own_commit = True
         runs = self._runs
         for unit, _ in batch:
             if unit.worker is None and unit.appends:
@@ -340,8 +343,22 @@ class SagaKeeper:
                         self._due.set()
 
     def _rung(self) -> None:
-        """Something was committed, maybe by another process: for a saga of ours, or one that is free."""
+        """Something was committed; where no commit hook ran before, by another process, maybe for a saga of ours."""
         self.ends.look()
+        own, self._own_commit = self._own_commit, False
+        if own:
+            return
+        self._due.set()
+        if self._runs and not self._looking:
+            self._looking = True
+            self.spawn(self._wake_signalled())
+
+    async def _wake_signalled(self) -> None:
+        self._looking = False
+        for row in await self.kit.storage.query("woken_sagas", worker=self.kit.worker.id):
+            run = self._runs.get(row["id"])
+            if run is not None:
+                run.wake()
 
     def _wake_by(self, when: int) -> None:
         if self._due_alarm is None or self._due_alarm.callback is None or when < self._due_alarm.due:
@@ -369,6 +386,10 @@ class SagaKeeper:
                     await self._retry_standing()
             except StorageError as error:
                 _log.warning("claiming sagas failed, trying again: %s", error)
+                await asyncio.sleep(_BACK_OFF_S)
+                self._due.set()
+            except Exception:  # nothing else would claim sagas if this task ended
+                _log.exception("claiming sagas failed, trying again")
                 await asyncio.sleep(_BACK_OFF_S)
                 self._due.set()
 

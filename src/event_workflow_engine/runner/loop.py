@@ -1,0 +1,280 @@
+"""The deterministic loop: runs the tasks of one saga function until all of them are blocked.
+
+It lives inside the ordinary running loop, which calls `SagaLoop.pump` between two events of the journal. It has no
+clock, no threads and no sockets; what it runs first, second and third depends on nothing but the order in which futures
+were resolved. So the same journal gives the same run, live and in replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from asyncio import events
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+from event_workflow_engine.errors import ForeignAwaitError, NonDeterminismError, SagaEvicted
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+__all__ = ["SagaLoop"]
+
+T = TypeVar("T")
+
+_log: Final = logging.getLogger("event_workflow_engine.runner")
+_LONGEST_PUMP: Final = 1_000_000
+"""Callbacks in one pump: a body that is not blocked by then spins for ever."""
+
+_UNWIND_ROUNDS: Final = 100
+"""How often a body may await while it is evicted."""
+
+_TIME: Final = frozenset({"call_later", "call_at"})
+
+
+class _BodyFuture(asyncio.Future[Any]):
+    """A future whose hash is its number: sets of them iterate in the same order in every run."""
+
+    def __init__(self, loop: SagaLoop) -> None:
+        super().__init__(loop=loop)
+        self._number = loop.next_number()
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class _BodyTask(asyncio.Task[Any]):
+    """A task of the body: with a path, and a hash that is its number."""
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], loop: SagaLoop, path: str, context: Context | None) -> None:
+        self._number = loop.next_number()
+        self.path = path
+        self.children = 0
+        self.watched = _Watched(coro, loop)
+        super().__init__(self.watched, loop=loop, name=path, context=context)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class _Watched(Coroutine[Any, Any, Any]):
+    """A coroutine that may only wait for futures of its own loop."""
+
+    __slots__ = ("_coro", "_loop")
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], loop: SagaLoop) -> None:
+        self._coro = coro
+        self._loop = loop
+
+    def send(self, value: Any, /) -> Any:
+        awaited = self._coro.send(value)
+        return awaited if awaited is None else self._checked(awaited)
+
+    def throw(self, *error: Any) -> Any:
+        awaited = self._coro.throw(*error)
+        return awaited if awaited is None else self._checked(awaited)
+
+    def close(self) -> None:
+        self._coro.close()
+
+    def __await__(self) -> Any:
+        return self._coro.__await__()
+
+    def _checked(self, awaited: Any) -> Any:
+        while awaited is not None and getattr(awaited, "_loop", None) is not self._loop:
+            if asyncio.isfuture(awaited):
+                awaited._asyncio_future_blocking = False  # noqa: SLF001 - the protocol between futures and tasks
+            awaited = self._coro.throw(self._loop.foreign(f"awaiting a {type(awaited).__name__} of another loop"))
+        return awaited
+
+
+_Base: Any = asyncio.AbstractEventLoop
+"""Untyped, since most of its methods are refused, and made below."""
+
+
+class SagaLoop(_Base):  # type: ignore[misc]
+    """A loop for one saga function's body.
+
+    Attributes:
+        fatal: The first thing that the body did which cannot be replayed, even where the body swallowed the error.
+    """
+
+    def __init__(self) -> None:
+        self._ready: deque[asyncio.Handle] = deque()
+        self._tasks: dict[_BodyTask, None] = {}
+        self._root: _BodyTask | None = None
+        self._number = 0
+        self.fatal: NonDeterminismError | None = None
+
+    # -- for the runner ----------------------------------------------------------------------------------------------
+
+    @property
+    def root(self) -> asyncio.Task[Any]:
+        """The task of the body itself."""
+        assert self._root is not None, "start() comes first"
+        return self._root
+
+    def start(self, coro: Coroutine[Any, Any, Any], *, context: Context) -> None:
+        """Make the body's task, whose path is empty; `pump` runs it."""
+        self._root = self._make_task(coro, "", context)
+
+    def pump(self) -> None:
+        """Run what is ready until nothing is."""
+        outer = events._get_running_loop()  # noqa: SLF001 - how loops nest; asyncio has no public way
+        hooks = sys.get_asyncgen_hooks()
+        # The ordinary loop's hooks would finish this loop's generators over there.
+        sys.set_asyncgen_hooks(None, None)
+        task = None if outer is None else asyncio.current_task(outer)
+        if task is not None:
+            asyncio.tasks._leave_task(outer, task)  # type: ignore[arg-type]  # noqa: SLF001 - as above
+        events._set_running_loop(self)  # noqa: SLF001 - as above
+        try:
+            self._run_ready()
+        finally:
+            events._set_running_loop(outer)  # noqa: SLF001 - as above
+            if task is not None:
+                asyncio.tasks._enter_task(outer, task)  # type: ignore[arg-type]  # noqa: SLF001 - as above
+            sys.set_asyncgen_hooks(*hooks)
+
+    def _run_ready(self) -> None:
+        ready = self._ready
+        for _ in range(_LONGEST_PUMP):
+            if not ready:
+                return
+            handle = ready.popleft()
+            if not handle._cancelled:  # type: ignore[attr-defined]  # noqa: SLF001 - as asyncio's own loops do
+                handle._run()  # noqa: SLF001 - as above
+        self._note(NonDeterminismError("the body of the saga function spins: it runs on and on without ever waiting"))
+        ready.clear()
+
+    def current_path(self) -> str:
+        """The path of the body's task that runs now: ``""`` for the body itself, ``"2.1"`` for a child of a child."""
+        task = asyncio.current_task(self)
+        return task.path if isinstance(task, _BodyTask) else ""
+
+    def evict(self) -> None:
+        """End every task with `SagaEvicted`, now, and leave nothing to the garbage collector.
+
+        ``finally`` blocks run; what they await is refused by the same error.
+        """
+        tasks, self._tasks = list(self._tasks), {}
+        outer = events._get_running_loop()  # noqa: SLF001 - see pump
+        events._set_running_loop(self)  # noqa: SLF001 - see pump
+        try:
+            for task in tasks:
+                if not task.done():
+                    self._unwind(task)
+        finally:
+            events._set_running_loop(outer)  # noqa: SLF001 - see pump
+            self._ready.clear()
+
+    def _unwind(self, task: _BodyTask) -> None:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - it is ended by hand, here
+        waiter = getattr(task, "_fut_waiter", None)
+        try:
+            for _ in range(_UNWIND_ROUNDS):
+                task.watched.throw(SagaEvicted("the saga leaves memory"))
+            task.watched.close()
+        except (SagaEvicted, StopIteration, asyncio.CancelledError):
+            pass
+        except BaseException as error:  # noqa: BLE001 - whatever its finally blocks raise, the body has ended
+            _log.debug("a body raised while it was evicted", exc_info=error)
+            with contextlib.suppress(BaseException):
+                task.watched.close()
+        if waiter is not None:
+            waiter.cancel()  # lets go of the task
+
+    # -- for asyncio -------------------------------------------------------------------------------------------------
+
+    def next_number(self) -> int:
+        """The next hash."""
+        self._number += 1
+        return self._number
+
+    def foreign(self, what: str) -> ForeignAwaitError:
+        """Note that the body did something that is not durable; returns the error to raise there."""
+        error = ForeignAwaitError(
+            f"{what} in the body of a saga function is not durable and cannot be replayed: make it a step, "
+            "`await step(fn, …)`; for time use `event_workflow_engine.sleep` or `wait_for_signal(timeout=…)`"
+        )
+        self._note(error)
+        return error
+
+    def _note(self, error: NonDeterminismError) -> None:
+        if self.fatal is None:
+            self.fatal = error
+
+    def _make_task(self, coro: Coroutine[Any, Any, Any], path: str, context: Context | None) -> _BodyTask:
+        task = _BodyTask(coro, self, path, context)
+        self._tasks[task] = None
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(task, None)  # type: ignore[call-overload]
+
+    def create_task(
+        self,
+        coro: Any,
+        *,
+        name: object = None,  # noqa: ARG002 - the path is the name
+        context: Context | None = None,
+        **_: Any,
+    ) -> asyncio.Task[Any]:
+        """A child of the task that runs now; its path counts the parent's children in the order of making."""
+        parent = asyncio.current_task(self)
+        if not isinstance(parent, _BodyTask):
+            parent = self._root
+        if parent is None:
+            return self._make_task(coro, "", context)
+        parent.children += 1
+        path = f"{parent.path}.{parent.children}" if parent.path else str(parent.children)
+        return self._make_task(coro, path, context)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of this loop."""
+        return _BodyFuture(self)
+
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        """Run it in this pump or the next, behind what is ready already."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """An exception that nobody in the body asked for."""
+        _log.debug("in a saga function's body: %s", context.get("message"), exc_info=context.get("exception"))
+
+    def time(self) -> float:
+        """Stands still: a body has no clock but durable timers."""
+        return 0.0
+
+    def get_debug(self) -> bool:
+        """Never: it would time callbacks."""
+        return False
+
+    def is_running(self) -> bool:
+        """Always, as far as its tasks can tell."""
+        return True
+
+    def is_closed(self) -> bool:
+        """Never, as far as its tasks can tell."""
+        return False
+
+
+def _refuse(name: str) -> Callable[..., NoReturn]:
+    def refused(self: SagaLoop, *_: Any, **__: Any) -> NoReturn:
+        what = "waiting for time through asyncio" if name in _TIME else f"loop.{name}()"
+        raise self.foreign(what)
+
+    refused.__name__ = name
+    return refused
+
+
+for _name in dir(asyncio.AbstractEventLoop):
+    if not _name.startswith("_") and _name not in vars(SagaLoop):
+        setattr(SagaLoop, _name, _refuse(_name))
+SagaLoop.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
