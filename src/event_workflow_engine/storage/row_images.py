@@ -62,12 +62,11 @@ class Shape:
             raise DefinitionError(f"the key {key!r} of table {self.name!r} has a None in it")
         return tuple(map(self._stored, range(self.width), key))
 
-    def apply(self, image: Image | None, key: Key, row: Row) -> Image | None:
+    def apply(self, image: Image | None, row: Row) -> Image | None:
         """The image that `row` leaves, or the same `image` where it changes nothing.
 
         Args:
             image: The row as it is.
-            key: What `key` made of the row's key.
             row: The operation.
 
         Raises:
@@ -75,23 +74,22 @@ class Shape:
             DefinitionError: An unknown operation or column, or a value that does not fit its column.
         """
         op = row.op
-        if op == "insert":
-            if image is not None:
-                raise RowConflictError(self.name, key, "no such row")
-            return self._with((*key, *self._nulls), row.values)
-        if op == "upsert":
+        if op in ("check", "update", "delete"):
             if image is None:
-                return self._with((*key, *self._nulls), row.values)
-            self._require(image, row.where, key)
-            return self._with(image, row.values)
-        if op not in ("update", "check", "delete"):
+                wanted = f"a row with {dict(row.where)!r}" if row.where else "a row"
+                raise RowConflictError(self.name, row.key, wanted)
+            self._require(image, row)
+            if op == "update":
+                return self._with(image, row.values)
+            return image if op == "check" else None
+        if op not in ("insert", "upsert"):
             raise DefinitionError(f"table {self.name!r}: {op!r} is no operation on a row")
         if image is None:
-            raise RowConflictError(self.name, key, "a row" if not row.where else f"a row with {dict(row.where)!r}")
-        self._require(image, row.where, key)
-        if op == "update":
-            return self._with(image, row.values)
-        return image if op == "check" else None
+            return self._with((*self.key(row.key), *self._nulls), row.values)
+        if op == "insert":
+            raise RowConflictError(self.name, row.key, "no such row")
+        self._require(image, row)
+        return self._with(image, row.values)
 
     def overwrites(self, row: Row) -> bool:
         """Whether `row` leaves the same image whatever was there before."""
@@ -112,20 +110,26 @@ class Shape:
         except KeyError:
             raise DefinitionError(f"table {self.name!r} has no column {column!r}") from None
 
-    def _require(self, image: Image, where: Mapping[str, Any], key: Key) -> None:
-        for column, value in where.items():
-            actual = image[self.place(column)]
+    def _require(self, image: Image, row: Row) -> None:
+        index = self._index
+        for column, value in row.where.items():
+            actual = image[index[column] if column in index else self.place(column)]
             # A NULL equals nothing but None, as in SQL's IS.
             if actual != value:
-                raise RowConflictError(self.name, key, f"{column} = {value!r}, it is {actual!r}")
+                raise RowConflictError(self.name, row.key, f"{column} = {value!r}, it is {actual!r}")
 
     def _with(self, image: Image, values: Mapping[str, Any]) -> Image:
         new = list(image)
+        index, types = self._index, self._types
         for column, value in values.items():
-            place = self.place(column)
+            place = index[column] if column in index else self.place(column)
             if place < self.width:
                 raise DefinitionError(f"table {self.name!r}: {column!r} is of the key and cannot be set")
-            new[place] = self._stored(place, value)
+            # Most values are stored as they are; the rest is for `_stored` to say.
+            if value is None or (value.__class__ is types[place] is str and value.isascii()):
+                new[place] = value
+            else:
+                new[place] = self._stored(place, value)
         return tuple(new)
 
     def _stored(self, place: int, value: Any) -> Any:

@@ -207,7 +207,7 @@ class _RowView:
         """Apply one compare-and-set."""
         shape = shape_of(row.table)
         key = shape.key(row.key)
-        self.changed[row.table, key] = shape.apply(self._image(row.table, key), key, row)
+        self.changed[row.table, key] = shape.apply(self._image(row.table, key), row)
 
     def _image(self, table: str, key: Key) -> Image | None:
         if (table, key) in self.changed:

@@ -17,9 +17,18 @@ from event_workflow_engine.errors import (
 )
 from event_workflow_engine.storage.group_commit import Repeated
 from event_workflow_engine.storage.port import ANY_VERSION, Appended, Record, Written
-from event_workflow_engine.storage.row_images import SHAPES, shape_of
+from event_workflow_engine.storage.row_images import SHAPES, Image, Key, shape_of
+from event_workflow_engine.storage.sqlite.caches import NO_EVENTS, Cache, Head
 from event_workflow_engine.storage.sqlite.log_lookup import KnownIds, find_known, landed_unit, stored_appends
-from event_workflow_engine.storage.sqlite.statements import HEADS, INSERT_RECORDS, INSERT_UNITS, RECORD_WIDTH, TABLE_SQL
+from event_workflow_engine.storage.sqlite.statements import (
+    HEADS,
+    INSERT_RECORDS,
+    INSERT_STREAMS,
+    INSERT_UNITS,
+    MOVE_STREAMS,
+    RECORD_WIDTH,
+    TABLE_SQL,
+)
 from event_workflow_engine.storage.unit_checks import check_text, check_unit, check_version
 
 if TYPE_CHECKING:
@@ -27,12 +36,13 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.storage.group_commit import Verdict
     from event_workflow_engine.storage.port import InlineFolder, Row, Unit, WorkerRef
-    from event_workflow_engine.storage.row_images import Image, Key
     from event_workflow_engine.storage.sqlite.caches import StoreCache
 
 __all__ = ["Batch"]
 
-_ABSENT: Final = object()
+_Changes = dict[tuple[str, Key], Image | None]
+
+_ABSENT: Final[Any] = object()
 _NO_METADATA: Final = bytearray()
 
 
@@ -57,15 +67,18 @@ class Batch:
         self._known = KnownIds(set(), set())  # of the ids looked up, those that were stored before this batch
         self._accepted: dict[str, tuple[Unit, Written]] = {}
         self._position = 0
+        self._last_stream = 0
+        self._moved: dict[str, Head] = {}  # where streams ended before this batch, of those that it extends
         self._records: list[Any] = []
         self._unit_ids: list[Any] = []
-        self._dirty: dict[str, dict[Key, None]] = {}
+        self._dirty: dict[str, dict[Key, Any]] = {}  # by table: the images before this batch of rows that it changes
 
     # -- the batch -----------------------------------------------------------------------------------------------
 
     def run(self, units: Sequence[Unit]) -> list[Verdict]:
         """Judge `units` in order and write those that won. The transaction stays open."""
         self._position = self._cache.position or 0
+        self._last_stream = self._cache.last_stream
         try:
             self._fetch(units)
         except (TypeError, AttributeError, ValueError, OverflowError, DefinitionError):
@@ -84,31 +97,39 @@ class Batch:
             verdicts = [self._judge(unit) for unit in units]
         self._write()
         self._cache.position = self._position
+        self._cache.last_stream = self._last_stream
         return verdicts
 
     def _fetch(self, units: Sequence[Unit]) -> None:
         """Have in the cache all that judging these units needs to know, with few queries."""
-        heads = self._cache.heads
-        streams = heads.missing({append.stream for unit in units for append in unit.appends})
-        if streams:
-            for stream in streams:
-                check_text(stream, "a stream's name")
-            for stream, version in HEADS.fetch(self._connection, streams):
-                heads.young[stream] = version or 0
-        rows = [row for unit in units for row in unit.rows]
-        keys: dict[str, set[Key]] = {}
-        for row in rows:
-            if not shape_of(row.table).overwrites(row):
-                keys.setdefault(row.table, set()).add(row.key)
-        workers = {unit.worker.id for unit in units if unit.worker is not None}
-        if workers:
-            keys.setdefault("workers", set()).update((worker,) for worker in workers)
+        heads, rows = self._cache.heads, self._cache.rows
+        workers = rows["workers"]
+        streams: dict[str, None] = {}
+        keys: dict[str, dict[Key, None]] = {}
+        for unit in units:
+            for append in unit.appends:
+                if append.stream not in heads.young:
+                    streams[append.stream] = None
+            for row in unit.rows:
+                if row.key not in _table(rows, row).young and not SHAPES[row.table].overwrites(row):
+                    keys.setdefault(row.table, {})[row.key] = None
+            if unit.worker is not None and (unit.worker.id,) not in workers.young:
+                keys.setdefault("workers", {})[(unit.worker.id,)] = None
+        if streams and (unknown := heads.missing(streams)):
+            self._fetch_heads(unknown)
         for table, wanted in keys.items():
-            missing = self._cache.rows[table].missing(wanted)
-            if missing:
+            if missing := rows[table].missing(wanted):
                 self._fetch_rows(table, missing)
         if self._careful:
             find_known(self._connection, units, self._known)
+
+    def _fetch_heads(self, streams: list[str]) -> None:
+        for stream in streams:
+            check_text(stream, "a stream's name")
+        heads = self._cache.heads.young
+        heads.update(dict.fromkeys(streams, NO_EVENTS))
+        for name, *head in HEADS.fetch(self._connection, streams):
+            heads[name] = tuple(head)
 
     def _fetch_rows(self, table: str, raw_keys: Iterable[Key]) -> None:
         shape = SHAPES[table]
@@ -123,26 +144,56 @@ class Batch:
         connection = self._connection
         if self._records:
             INSERT_RECORDS.execute(connection, self._records)
+            self._move_streams()
         if self._unit_ids:
             INSERT_UNITS.execute(connection, self._unit_ids)
-        for table, keys in self._dirty.items():
-            images = self._cache.rows[table].young
-            sql = TABLE_SQL[table]
-            params: list[Any] = []
-            for key in keys:
-                image = images[key]
-                if image is None:
-                    connection.execute(sql.delete, key)
-                else:
-                    params += image
-            if params:
-                sql.put.execute(connection, params)
+        for table, rows in self._dirty.items():
+            self._write_rows(table, rows)
+
+    def _write_rows(self, table: str, before: dict[Key, Any]) -> None:
+        """Bring rows from their images before the batch to those behind it, each once."""
+        connection, sql = self._connection, TABLE_SQL[table]
+        images = self._cache.rows[table].young
+        puts: list[Any] = []
+        updates: dict[tuple[int, ...], list[Any]] = {}
+        for key, was in before.items():
+            image = images[key]
+            if image is None:
+                connection.execute(sql.delete, key)
+            elif was is None or was is _ABSENT:
+                puts += image
+            elif image != was:
+                places = tuple([place for place, value in enumerate(image) if value != was[place]])
+                updates.setdefault(places, []).extend([*(image[place] for place in places), *image[: len(key)]])
+        if puts:
+            sql.put.execute(connection, puts)
+        for places, params in updates.items():
+            sql.update(places).execute(connection, params)
+
+    def _move_streams(self) -> None:
+        heads = self._cache.heads.young
+        new: list[Any] = []
+        old: list[Any] = []
+        for stream, was in self._moved.items():
+            number, version, position = heads[stream]
+            if was[0]:
+                old += (version, position, number, was[1])
+            else:
+                new += (number, stream, version, position)
+        if new:
+            INSERT_STREAMS.execute(self._connection, new)
+        if old:
+            changes = self._connection.total_changes
+            MOVE_STREAMS.execute(self._connection, old)
+            if (self._connection.total_changes - changes) * MOVE_STREAMS.width != len(old):
+                # It cannot be, under the lock; but then no version is given twice.
+                raise sqlite3.IntegrityError("a stream does not end where the writer remembers it")
 
     # -- one unit ------------------------------------------------------------------------------------------------
 
     def _judge(self, unit: Unit) -> Verdict:
         mark = len(self._records)
-        position = self._position
+        position, last_stream = self._position, self._last_stream
         try:
             if self._careful:
                 check_unit(unit)
@@ -155,7 +206,7 @@ class Batch:
             raise  # the store's trouble, not the unit's
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this unit's verdict
             del self._records[mark:]
-            self._position = position
+            self._position, self._last_stream = position, last_stream
             return self._lost(unit, error)
 
     def _lost(self, unit: Unit, error: Exception) -> Verdict:
@@ -178,19 +229,21 @@ class Batch:
         if unit.worker is not None:
             self._check_alive(unit.worker)
         heads = self._cache.heads.young
-        versions: dict[str, int] = {}
-        appended: list[Appended] = []
         records = self._records
         position = self._position
         mark = len(records)
+        moved: dict[str, Head] = {}
+        appended: list[Appended] = []
         for append in unit.appends:
             stream = append.stream
-            version = before = versions[stream] if stream in versions else heads[stream]
-            expected = append.expected
-            if expected not in (version, ANY_VERSION):
+            number, version, before = moved[stream] if stream in moved else heads[stream]
+            if append.expected not in (version, ANY_VERSION):
                 check_version(append, version)
             if not append.records:
                 continue
+            if not number:
+                number = self._last_stream = self._last_stream + 1
+            first = version
             part = len(appended) + 1 if appended else 0
             for record in append.records:
                 count = record.count
@@ -207,16 +260,20 @@ class Batch:
                 metadata = record.metadata
                 # A bytearray is bound as it is; sqlite3 looks for an adapter for bytes, at twice the price.
                 records += (
-                    position, stream, version, count, part, record.id, record.type, record.schema,
+                    position, number, version, count, part, before, record.id, record.type, record.schema,
                     bytearray(record.data), bytearray(metadata) if metadata else _NO_METADATA, unit.at,
                 )  # fmt: skip
+                before = position
                 part = len(appended) + 1
-            versions[stream] = version
-            appended.append(Appended(stream, version, position, version - before))
+            moved[stream] = (number, version, position)
+            appended.append(Appended(stream, version, position, version - first))
         self._position = position
         if unit.rows or (self._folder is not None and appended):
-            self._change_rows(unit, mark)
-        heads.update(versions)
+            self._change_rows(unit, mark, moved)
+        for stream, head in moved.items():
+            if stream not in self._moved:
+                self._moved[stream] = heads[stream]
+            heads[stream] = head
         written = Written(unit.id, tuple(appended))
         if not appended:
             self._unit_ids += (unit.id, unit.at)
@@ -230,37 +287,51 @@ class Batch:
                 f"worker {worker.id!r} (incarnation {worker.incarnation}) is not alive in the store: it must not write"
             )
 
-    def _change_rows(self, unit: Unit, mark: int) -> None:
-        view = _RowView(self)
-        for row in unit.rows:
-            view.apply(row)
+    def _change_rows(self, unit: Unit, mark: int, moved: dict[str, Head]) -> None:
+        changed: _Changes = {}
+        self._apply(unit.rows, changed)
         if self._folder is not None and len(self._records) > mark:
-            for row in self._folder(unit, self._records_since(mark), view):
-                view.apply(row)
-        for (table, key), image in view.changed.items():
-            self._cache.rows[table].young[key] = image
-            self._dirty.setdefault(table, {})[key] = None
+            records = self._records_since(mark, {head[0]: stream for stream, head in moved.items()})
+            self._apply(self._folder(unit, records, _RowView(self, changed)), changed)
+        for (table, key), image in changed.items():
+            images = self._cache.rows[table].young
+            dirty = self._dirty.setdefault(table, {})
+            if key not in dirty:
+                dirty[key] = images.get(key, _ABSENT)
+            images[key] = image
 
-    def _records_since(self, mark: int) -> list[Record]:
+    def _apply(self, rows: Sequence[Row], changed: _Changes) -> None:
+        """Apply compare-and-sets over what the unit changed so far."""
+        for row in rows:
+            table, key = row.table, row.key
+            image = changed.get((table, key), _ABSENT) if changed else _ABSENT
+            if image is _ABSENT:
+                image = _table(self._cache.rows, row).young.get(key, _ABSENT)
+                if image is _ABSENT:
+                    image = None if SHAPES[table].overwrites(row) else self.image(table, key)
+            new = SHAPES[table].apply(image, row)
+            if new is not image:
+                changed[table, key] = new
+
+    def _records_since(self, mark: int, names: dict[int, str]) -> list[Record]:
         """The records of the unit that is being judged, as they will be stored."""
-        params = self._records
-        return [
-            Record(
-                params[i], params[i + 1], params[i + 2], params[i + 3], params[i + 5], params[i + 6], params[i + 7],
-                bytes(params[i + 8]), bytes(params[i + 9]), params[i + 10],
+        records: list[Record] = []
+        for start in range(mark, len(self._records), RECORD_WIDTH):
+            position, number, version, count, _, _, record_id, kind, schema, data, metadata, at = self._records[
+                start : start + RECORD_WIDTH
+            ]
+            record = Record(
+                position, names[number], version, count, record_id, kind, schema, bytes(data), bytes(metadata), at
             )
-            for i in range(mark, len(params), RECORD_WIDTH)
-        ]  # fmt: skip
+            records.append(record)
+        return records
 
     def image(self, table: str, key: Key) -> Image | None:
         """The row as the batch left it so far."""
-        images = self._cache.rows[table].young
-        image = images.get(key, _ABSENT)
-        if image is _ABSENT:
-            if self._cache.rows[table].missing((key,)):
-                self._fetch_rows(table, (key,))
-            image = images[key]
-        return image  # type: ignore[return-value]
+        rows = self._cache.rows[table]
+        if rows.missing((key,)):
+            self._fetch_rows(table, (key,))
+        return rows.young[key]
 
     # -- ids that are stored already -----------------------------------------------------------------------------
 
@@ -296,33 +367,28 @@ _ALIVE: Final = SHAPES["workers"].place("alive")
 
 
 class _RowView:
-    """The rows as a unit sees them: as the batch left them, changed by what the unit did so far."""
+    """The rows as a fold sees them: as the batch left them, changed by what the unit did so far."""
 
-    __slots__ = ("_batch", "changed")
+    __slots__ = ("_batch", "_changed")
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, changed: _Changes) -> None:
         self._batch = batch
-        self.changed: dict[tuple[str, Key], Image | None] = {}
+        self._changed = changed
 
     def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
         """The row by its columns, or ``None``."""
         shape = shape_of(table)
-        image = self._image(table, shape.key(key))
+        key = shape.key(key)
+        changed = self._changed
+        image = changed[table, key] if (table, key) in changed else self._batch.image(table, key)
         return None if image is None else shape.as_dict(image)
 
-    def apply(self, row: Row) -> None:
-        """Apply one compare-and-set."""
-        shape = shape_of(row.table)
-        key = shape.key(row.key)
-        image = None if shape.overwrites(row) else self._image(row.table, key)
-        new = shape.apply(image, key, row)
-        if new is not image:
-            self.changed[row.table, key] = new
 
-    def _image(self, table: str, key: Key) -> Image | None:
-        if (table, key) in self.changed:
-            return self.changed[table, key]
-        return self._batch.image(table, key)
+def _table(rows: dict[str, Cache[Key, Image | None]], row: Row) -> Cache[Key, Image | None]:
+    cache = rows.get(row.table)
+    if cache is None:
+        raise DefinitionError(f"no table {row.table!r} is declared")
+    return cache
 
 
 def _malformed(unit: Unit, error: Exception) -> Exception:

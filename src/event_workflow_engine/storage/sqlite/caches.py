@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.storage.row_images import Image, Key
 
-__all__ = ["Cache", "StoreCache"]
+__all__ = ["NO_EVENTS", "Cache", "Head", "StoreCache"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -62,26 +62,34 @@ class Cache(Generic[K, V]):
         self._old = {}
 
 
+Head = tuple[int, int, int]
+"""Where a stream ends: its number (0 for one that has no events), its version, and the position of its last record."""
+
+NO_EVENTS: Final[Head] = (0, 0, 0)
+
+
 class StoreCache:
-    """Heads of streams, images of rows and the last position, as the last commit left them.
+    """Ends of streams, images of rows and the last position, as the last commit left them.
 
     Valid as long as no other connection has committed, and while no transaction of the writer has failed; the writer
     clears it otherwise.
 
     Attributes:
-        heads: Versions by stream; 0 for those that have no events.
+        heads: Where streams end, by name.
         rows: Images by key, by table; ``None`` for keys that have no row.
         position: Of the last event; ``None`` when it is not known.
+        last_stream: The largest number of a stream; known when the position is.
     """
 
-    __slots__ = ("heads", "position", "rows")
+    __slots__ = ("heads", "last_stream", "position", "rows")
 
     def __init__(self) -> None:
-        self.heads: Cache[str, int] = Cache(HEADS_LIMIT)
+        self.heads: Cache[str, Head] = Cache(HEADS_LIMIT)
         self.rows: dict[str, Cache[Key, Image | None]] = {
             name: Cache(BODIES_LIMIT if name in _WITH_BODIES else ROWS_LIMIT) for name in SHAPES
         }
         self.position: int | None = None
+        self.last_stream = 0
 
     def age(self) -> None:
         """Between batches: forget what is too much."""

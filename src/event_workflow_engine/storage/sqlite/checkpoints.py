@@ -10,10 +10,10 @@ __all__ = ["Checkpoints"]
 
 _log = logging.getLogger("event_workflow_engine.storage")
 
-QUIET_FRAMES: Final = 1_000
+QUIET_FRAMES: Final = 250
 """Pages of 4 KiB in the log that are worth a checkpoint when nobody waits."""
 
-LOUD_FRAMES: Final = 4_000
+LOUD_FRAMES: Final = 1_000
 """Pages in the log that make a checkpoint due between two batches."""
 
 _COMMIT_WORK: Final = 3  # the pages that even the smallest transaction writes, in units of work

@@ -74,8 +74,8 @@ class Readers:
 
     def head(self, stream: str) -> int:
         """The stream's version."""
-        (version,) = self._connection.execute(QUERIES["head"].sql, {"stream": stream}).fetchone()
-        return version or 0
+        (version,) = self._connection.execute(QUERIES["head"].sql, {"stream": stream}).fetchone() or (0,)
+        return version
 
     def last_position(self) -> int:
         """The position of the last event."""
@@ -87,15 +87,25 @@ class Readers:
         if backwards:
             below = _INT64_MAX if after is None else after
             return self._records("stream_backwards", {"stream": stream, "below": below, "limit": limit})
-        return self._records("stream_forwards", {"stream": stream, "after": after or 0, "limit": limit})
+        after = after or 0
+        records: list[Record] = []
+        while len(records) < limit:
+            # Packed records hold several versions each, so the first walk may bring too few: another goes on.
+            upto = after + limit - len(records)
+            page = self._records("stream_walk", {"stream": stream, "after": after, "upto": upto})
+            page.reverse()
+            records += page
+            if not page or page[-1].version < upto:
+                break
+            after = page[-1].version
+        return records[:limit] if len(records) > limit else records
 
     def streams(self, streams: Sequence[str]) -> list[Record]:
         """Several streams, one after the other."""
-        order = {stream: place for place, stream in enumerate(dict.fromkeys(streams))}
-        records = self._records("streams", {"streams": msgspec.json.encode(list(order)).decode()})
-        # The query's plan gives this order already, which no standard promises; sorting what is sorted costs little.
-        records.sort(key=lambda record: (order[record.stream], record.version))
-        return records
+        found: dict[str, list[Record]] = {stream: [] for stream in streams}
+        for record in self._records("streams_walk", {"streams": msgspec.json.encode(list(found)).decode()}):
+            found[record.stream].append(record)
+        return [record for records in found.values() for record in reversed(records)]
 
     def log(self, after: int, limit: int, types: Sequence[str], categories: Sequence[str]) -> list[Record]:
         """The log behind `after`."""

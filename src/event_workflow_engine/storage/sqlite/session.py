@@ -25,7 +25,7 @@ _BEGIN: Final = "BEGIN IMMEDIATE -- writer"
 _COMMIT: Final = "COMMIT -- writer"
 _ROLLBACK: Final = "ROLLBACK -- writer"
 
-_OWN_TABLES: Final = frozenset({"events", "units", "positions_floor", "schema_migrations", *SHAPES})
+_OWN_TABLES: Final = frozenset({"events", "streams", "units", "positions_floor", "schema_migrations", *SHAPES})
 
 
 class BeginError(Exception):
@@ -115,6 +115,7 @@ class WriteSession:
             self.notice_foreign_commits()
             if self.cache.position is None:
                 (self.cache.position,) = self.connection.execute(QUERIES["last_position"].sql).fetchone()
+                (self.cache.last_stream,) = self.connection.execute(QUERIES["last_stream"].sql).fetchone()
         except BaseException as error:
             self.rollback(reopen=True)
             raise BeginError from error

@@ -14,13 +14,16 @@ from event_workflow_engine.storage.row_images import SHAPES, Shape
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
 
 __all__ = [
     "HEADS",
     "INSERT_RECORDS",
+    "INSERT_STREAMS",
     "INSERT_UNITS",
     "KNOWN_RECORDS",
     "KNOWN_UNITS",
+    "MOVE_STREAMS",
     "RECORD_WIDTH",
     "TABLE_SQL",
     "Chunked",
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 _SIZES: Final = (256, 64, 16, 4, 1)
+_FEW: Final = 16
 
 
 class Chunked:
@@ -37,14 +41,18 @@ class Chunked:
         before: The SQL before the list.
         width: Parameters in a row.
         after: The SQL behind the list.
+        single: SQL to be used for one row, and for each of a few, where that is quicker.
     """
 
     __slots__ = ("_sql", "width")
 
-    def __init__(self, before: str, width: int, after: str = "") -> None:
+    def __init__(self, before: str, width: int, after: str = "", *, single: str = "") -> None:
         self.width = width
         row = "(" + ",".join("?" * width) + ")"
-        self._sql = tuple((size, before + ",".join([row] * size) + after) for size in _SIZES)
+        sizes = [size for size in _SIZES if not single or size >= _FEW]
+        self._sql = [(size, before + ",".join([row] * size) + after) for size in sizes]
+        if single:
+            self._sql.append((1, single))
 
     def execute(self, connection: sqlite3.Connection, params: list[Any]) -> None:
         """Run it over all rows in `params`, one row's parameters after the other."""
@@ -72,16 +80,25 @@ class Chunked:
 
 
 _RECORD_COLUMNS: Final = (
-    "position", "stream", "version", "count", "part", "id", "type", "schema", "data", "metadata", "recorded_at",
+    "position", "stream", "version", "count", "part", "before",
+    "id", "type", "schema", "data", "metadata", "recorded_at",
 )  # fmt: skip
 RECORD_WIDTH: Final = len(_RECORD_COLUMNS)
 
 INSERT_RECORDS: Final = Chunked(f"INSERT INTO events ({', '.join(_RECORD_COLUMNS)}) VALUES ", RECORD_WIDTH)
 INSERT_UNITS: Final = Chunked("INSERT INTO units (id, at) VALUES ", 2)
+INSERT_STREAMS: Final = Chunked("INSERT INTO streams (number, name, version, position) VALUES ", 4)
+MOVE_STREAMS: Final = Chunked(
+    # Each row: new version and position, the stream's number, and the version that it must have had.
+    "UPDATE streams SET version = new.column1, position = new.column2 FROM (VALUES ",
+    4,
+    ") AS new WHERE number = new.column3 AND version = new.column4",
+    single="UPDATE streams SET version = ?, position = ? WHERE number = ? AND version = ?",
+)
 HEADS: Final = Chunked(
-    "WITH asked(stream) AS (VALUES ",
+    "WITH asked(name) AS (VALUES ",
     1,
-    ") SELECT stream, (SELECT max(version) FROM events WHERE events.stream = asked.stream) FROM asked",
+    ") SELECT name, number, version, position FROM asked CROSS JOIN streams USING (name)",
 )
 KNOWN_RECORDS: Final = Chunked("WITH asked(id) AS (VALUES ", 1, ") SELECT id FROM asked CROSS JOIN events USING (id)")
 KNOWN_UNITS: Final = Chunked("WITH asked(id) AS (VALUES ", 1, ") SELECT id FROM asked CROSS JOIN units USING (id)")
@@ -90,12 +107,14 @@ KNOWN_UNITS: Final = Chunked("WITH asked(id) AS (VALUES ", 1, ") SELECT id FROM 
 class TableSql:
     """Statements over one declared table."""
 
-    __slots__ = ("delete", "put", "select", "select_one")
+    __slots__ = ("_keys", "_shape", "_updates", "delete", "put", "select", "select_one")
 
     def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._keys = shape.columns[: shape.width]
+        self._updates: dict[tuple[int, ...], Chunked] = {}
         columns = ", ".join(shape.columns)
-        keys = shape.columns[: shape.width]
-        key = ", ".join(keys)
+        key = ", ".join(self._keys)
         sets = ", ".join(f"{column} = excluded.{column}" for column in shape.columns[shape.width :])
         self.put = Chunked(
             f"INSERT INTO {shape.name} ({columns}) VALUES ",
@@ -107,9 +126,34 @@ class TableSql:
             shape.width,
             f") SELECT {columns} FROM asked CROSS JOIN {shape.name} USING ({key})",
         )
-        match = " AND ".join(f"{column} = ?" for column in keys)
+        match = " AND ".join(f"{column} = ?" for column in self._keys)
         self.select_one = f"SELECT {columns} FROM {shape.name} WHERE {match}"
         self.delete = f"DELETE FROM {shape.name} WHERE {match}"
+
+    def update(self, places: tuple[int, ...]) -> Chunked:
+        """Sets the columns at `places`, and no others: indexes over the others are left in peace.
+
+        Its parameters in each row: the values in the order of `places`, then the key.
+        """
+        update = self._updates.get(places)
+        if update is None:
+            columns = [self._shape.columns[place] for place in places]
+            new = [f"new.column{number + 1}" for number in range(len(columns) + len(self._keys))]
+            name = self._shape.name
+            update = self._updates[places] = Chunked(
+                f"UPDATE {name} SET {_listed(', ', columns, new)} FROM (VALUES ",
+                len(new),
+                f") AS new WHERE {_listed(' AND ', self._keys, new[len(columns) :], name + '.')}",
+                single=(
+                    f"UPDATE {name} SET {', '.join(f'{column} = ?' for column in columns)} "
+                    f"WHERE {' AND '.join(f'{column} = ?' for column in self._keys)}"
+                ),
+            )
+        return update
+
+
+def _listed(separator: str, left: Sequence[str], right: Sequence[str], prefix: str = "") -> str:
+    return separator.join(f"{prefix}{one} = {other}" for one, other in zip(left, right, strict=False))
 
 
 TABLE_SQL: Final[dict[str, TableSql]] = {name: TableSql(shape) for name, shape in SHAPES.items()}

@@ -1,14 +1,20 @@
 -- The log, the ids of units without events, and the declared tables of storage/tables.py.
 
 -- One row is one record: one event, or several packed (count). Position and version are those of its last event.
--- The writer assigns positions (see positions_floor); part is 0 for the first record of its unit, else 1 + the place of
+-- The writer assigns positions (see positions_floor). part is 0 for the first record of its unit, else 1 + the place of
 -- the append it belongs to, so that a unit's extent can be read back from its first record.
+--
+-- A stream is a chain: its row in streams tells its last record, each record the one before it (before; 0: none). An
+-- index over all records by stream would be written at as many places as a batch has streams; the chain is written
+-- where the log grows. Every record that crosses a multiple of 64 versions is an anchor, from which a reader enters a
+-- long stream in its middle.
 CREATE TABLE events (
     position    INTEGER PRIMARY KEY,
-    stream      TEXT    NOT NULL,
+    stream      INTEGER NOT NULL,
     version     INTEGER NOT NULL,
     count       INTEGER NOT NULL CHECK (count > 0),
     part        INTEGER NOT NULL,
+    before      INTEGER NOT NULL,
     id          TEXT    NOT NULL,
     type        TEXT    NOT NULL,
     schema      INTEGER NOT NULL,
@@ -16,8 +22,15 @@ CREATE TABLE events (
     metadata    BLOB    NOT NULL,
     recorded_at INTEGER NOT NULL
 );
-CREATE UNIQUE INDEX events_by_stream ON events (stream, version);
 CREATE UNIQUE INDEX events_by_id ON events (id);
+CREATE UNIQUE INDEX events_anchors ON events (stream, version) WHERE version / 64 <> (version - count) / 64;
+
+CREATE TABLE streams (
+    number   INTEGER PRIMARY KEY,
+    name     TEXT    NOT NULL UNIQUE,
+    version  INTEGER NOT NULL,
+    position INTEGER NOT NULL
+);
 
 -- Positions are never reused: the next one is behind the last record and behind every record that was ever deleted.
 -- So the counter needs to be written only when records are deleted, which no hot path does.

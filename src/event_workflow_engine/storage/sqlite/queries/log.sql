@@ -1,43 +1,65 @@
 -- Reads of the log. `events` holds records; a reader asks for events behind or below a version or position.
+--
+-- A stream is walked along its chain, from a later record to earlier ones. Readers turn the result round.
 
 -- name: head
-SELECT max(version) FROM events WHERE stream = :stream;
+SELECT version FROM streams WHERE name = :stream;
 
 -- name: last_position
 -- Behind every record that there is and every one that was deleted.
 SELECT max(value, coalesce((SELECT max(position) FROM events), 0)) FROM positions_floor;
 
--- name: stream_forwards
--- A packed record belongs in as soon as its last event is behind :after.
-SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at
-FROM events
-WHERE stream = :stream AND version > :after
-ORDER BY version
-LIMIT :limit;
+-- name: stream_walk
+-- Records with events behind :after, the last first, beginning at the first anchor that has version :upto or more, or
+-- at the stream's end where there is no such anchor.
+WITH RECURSIVE walk(position) AS (
+    SELECT coalesce(
+        (SELECT a.position FROM events AS a INDEXED BY events_anchors
+         WHERE a.stream = s.number AND a.version >= :upto AND a.version / 64 <> (a.version - a.count) / 64
+         ORDER BY a.version LIMIT 1),
+        s.position)
+    FROM streams AS s WHERE s.name = :stream
+    UNION ALL
+    SELECT e.before FROM walk CROSS JOIN events AS e ON e.position = walk.position
+    WHERE e.before > 0 AND e.version - e.count > :after
+)
+SELECT e.position, :stream, e.version, e.count, e.id, e.type, e.schema, e.data, e.metadata, e.recorded_at
+FROM walk CROSS JOIN events AS e ON e.position = walk.position
+WHERE e.version > :after;
 
 -- name: stream_backwards
--- A packed record belongs in as soon as its first event is below :below. At most one record straddles it: the first
--- whose version is not smaller; what lies behind that one need not be looked at.
-SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at
-FROM events
-WHERE stream = :stream
-  AND version <= coalesce(
-      (SELECT min(version) FROM events WHERE stream = :stream AND version >= :below), 9223372036854775807)
-  AND version - count + 1 < :below
-ORDER BY version DESC
+-- Records with events below :below, the last first.
+WITH RECURSIVE walk(position) AS (
+    SELECT coalesce(
+        (SELECT a.position FROM events AS a INDEXED BY events_anchors
+         WHERE a.stream = s.number AND a.version >= :below AND a.version / 64 <> (a.version - a.count) / 64
+         ORDER BY a.version LIMIT 1),
+        s.position)
+    FROM streams AS s WHERE s.name = :stream
+    UNION ALL
+    SELECT e.before FROM walk CROSS JOIN events AS e ON e.position = walk.position
+    WHERE e.before > 0
+)
+SELECT e.position, :stream, e.version, e.count, e.id, e.type, e.schema, e.data, e.metadata, e.recorded_at
+FROM walk CROSS JOIN events AS e ON e.position = walk.position
+WHERE e.version - e.count + 1 < :below
 LIMIT :limit;
 
--- name: streams
--- CROSS JOIN: for each name in turn one range of the index, hence already in order.
-SELECT e.position, e.stream, e.version, e.count, e.id, e.type, e.schema, e.data, e.metadata, e.recorded_at
-FROM json_each(:streams) AS wanted
-CROSS JOIN events AS e INDEXED BY events_by_stream ON e.stream = wanted.value;
+-- name: streams_walk
+-- All records of the streams in the JSON array :streams, each stream's last first, the streams mixed.
+WITH RECURSIVE walk(position, name) AS (
+    SELECT s.position, s.name FROM json_each(:streams) AS wanted CROSS JOIN streams AS s ON s.name = wanted.value
+    UNION ALL
+    SELECT e.before, walk.name FROM walk CROSS JOIN events AS e ON e.position = walk.position WHERE e.before > 0
+)
+SELECT e.position, walk.name, e.version, e.count, e.id, e.type, e.schema, e.data, e.metadata, e.recorded_at
+FROM walk CROSS JOIN events AS e ON e.position = walk.position;
 
 -- name: log
-SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at
-FROM events
-WHERE position > :after
-ORDER BY position
+SELECT e.position, s.name, e.version, e.count, e.id, e.type, e.schema, e.data, e.metadata, e.recorded_at
+FROM events AS e CROSS JOIN streams AS s ON s.number = e.stream
+WHERE e.position > :after
+ORDER BY e.position
 LIMIT :limit;
 
 -- name: log_filtered
@@ -45,16 +67,16 @@ LIMIT :limit;
 -- types of its facts joined by '+'. A stream's category is its name up to the first '-'.
 WITH wanted_type(value) AS MATERIALIZED (SELECT value FROM json_each(:types)),
      wanted_category(value) AS MATERIALIZED (SELECT value FROM json_each(:categories))
-SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at
-FROM events
-WHERE position > :after
+SELECT e.position, s.name, e.version, e.count, e.id, e.type, e.schema, e.data, e.metadata, e.recorded_at
+FROM events AS e CROSS JOIN streams AS s ON s.number = e.stream
+WHERE e.position > :after
   AND (:types = '[]'
-       OR type IN (SELECT value FROM wanted_type)
-       OR (instr(type, '+') > 0
-           AND EXISTS (SELECT 1 FROM wanted_type AS w WHERE instr('+' || type || '+', '+' || w.value || '+') > 0)))
+       OR e.type IN (SELECT value FROM wanted_type)
+       OR (instr(e.type, '+') > 0
+           AND EXISTS (SELECT 1 FROM wanted_type AS w WHERE instr('+' || e.type || '+', '+' || w.value || '+') > 0)))
   AND (:categories = '[]'
-       OR substr(stream, 1, instr(stream || '-', '-') - 1) IN (SELECT value FROM wanted_category))
-ORDER BY position
+       OR substr(s.name, 1, instr(s.name || '-', '-') - 1) IN (SELECT value FROM wanted_category))
+ORDER BY e.position
 LIMIT :limit;
 
 -- name: unit_start
@@ -63,7 +85,10 @@ SELECT position, part FROM events WHERE id = :id;
 
 -- name: unit_records
 -- From a unit's first record on; the reader stops at the next unit's (part 0).
-SELECT position, stream, version, count, part, id, type, data FROM events WHERE position >= :position ORDER BY position;
+SELECT e.position, s.name, e.version, e.count, e.part, e.id, e.type, e.data
+FROM events AS e CROSS JOIN streams AS s ON s.number = e.stream
+WHERE e.position >= :position
+ORDER BY e.position;
 
 -- name: row_unit
 SELECT 1 FROM units WHERE id = :id;
@@ -73,25 +98,18 @@ SELECT 1 FROM units WHERE id = :id;
 DELETE FROM units WHERE at < :before AND rowid IN (SELECT rowid FROM units ORDER BY rowid LIMIT :limit);
 
 -- name: streams_page
--- Hops from stream to stream over the index; it does not read the events between. Versions have no gaps, so a stream's
--- version is the number of its events.
-WITH RECURSIVE page(stream, n) AS (
-    SELECT min(stream), 1 FROM events WHERE stream > :after AND stream >= :prefix
-    UNION ALL
-    SELECT (SELECT min(e.stream) FROM events AS e WHERE e.stream > page.stream), n + 1
-    FROM page
-    WHERE n < :limit AND substr(page.stream, 1, length(:prefix)) = :prefix
-)
-SELECT e.stream, e.version, e.version AS events, e.recorded_at AS last_at
-FROM page
-CROSS JOIN events AS e
-WHERE substr(page.stream, 1, length(:prefix)) = :prefix
-  AND e.stream = page.stream
-  AND e.version = (SELECT max(version) FROM events WHERE stream = page.stream)
-  AND :limit > 0
-ORDER BY e.stream;
+-- Versions have no gaps, so a stream's version is the number of its events. The names with a prefix are one range.
+SELECT s.name AS stream, s.version, s.version AS events, e.recorded_at AS last_at
+FROM streams AS s LEFT JOIN events AS e ON e.position = s.position
+WHERE s.name > :after AND s.name >= :prefix AND substr(s.name, 1, length(:prefix)) = :prefix
+ORDER BY s.name
+LIMIT :limit;
+
+-- name: last_stream
+-- The largest number that a stream has.
+SELECT coalesce(max(number), 0) FROM streams;
 
 -- name: totals
 SELECT (SELECT coalesce(sum(count), 0) FROM events) AS events,
-       (SELECT count(DISTINCT stream) FROM events) AS streams,
+       (SELECT count(*) FROM streams) AS streams,
        (SELECT count(*) FROM sagas) AS sagas;
