@@ -6,9 +6,9 @@ import types
 import typing
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
-from event_workflow_engine.errors import DefinitionError
+from event_workflow_engine.errors import DefinitionError, NotRegisteredError, VersionConflictError
 from event_workflow_engine.events import CURRENT_EVENT, REGISTRY
-from event_workflow_engine.serialization import ENGINE_CATEGORIES, EventCursor, check_id
+from event_workflow_engine.serialization import ENGINE_CATEGORIES, EventCursor, check_id, check_stream
 from event_workflow_engine.storage.port import Record
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.snapshots import SnapshotManager
     from event_workflow_engine.storage.port import NewRecord, Row
 
-__all__ = ["Aggregate", "Repository", "event_names", "fold", "fresh", "place", "save_decided", "stream_of"]
+__all__ = ["Aggregate", "Repository", "event_names", "load", "place", "save_decided", "stream_of"]
 
 E = TypeVar("E")
 A = TypeVar("A", bound="Aggregate[Any]")
@@ -28,6 +28,7 @@ _AHEAD: Final = -1
 """The version of an aggregate to which events were applied that its stream may not have."""
 _OWN_NAMES: Final = frozenset({"id", "version"})
 _LONGEST_CATEGORY: Final = 100
+_PAGE: Final = 4096
 
 
 class Aggregate(Generic[E]):
@@ -133,7 +134,7 @@ class Aggregate(Generic[E]):
 place: Final = Aggregate._place  # noqa: SLF001
 """Say which aggregate this is, and at which version."""
 
-fold: Final = Aggregate._fold  # noqa: SLF001
+_fold: Final = Aggregate._fold  # noqa: SLF001
 """Apply records, each of one event, whose payloads are given beside; the aggregate's version goes with them."""
 
 
@@ -164,7 +165,7 @@ def stream_of(aggregate: type[Aggregate[Any]], id: str) -> str:  # noqa: A002 - 
     return f"{category}-{id}"
 
 
-def fresh(aggregate: type[A], id: str) -> A:  # noqa: A002 - the contract's name
+def _fresh(aggregate: type[A], id: str) -> A:  # noqa: A002 - the contract's name
     """A new aggregate, to which nothing has happened.
 
     Raises:
@@ -187,7 +188,9 @@ def event_names(aggregate: type[Aggregate[Any]]) -> frozenset[str]:
     """
     names: frozenset[str] = frozenset()
     for kind in _event_types(aggregate):
-        found = REGISTRY.names_for(kind) if isinstance(kind, type) else frozenset()
+        # Bare `dict` and `object` are bases of events that have nothing to do with this one.
+        plain = not isinstance(kind, type) or kind.__module__ == "builtins"
+        found = frozenset() if plain else REGISTRY.names_for(kind)
         if not found:
             return frozenset()
         names |= found
@@ -207,6 +210,52 @@ def _members(union: Any) -> tuple[Any, ...]:
     if typing.get_origin(union) in (typing.Union, types.UnionType):
         return tuple(member for part in typing.get_args(union) for member in _members(part))
     return (union,)
+
+
+async def load(
+    store: EventStore,
+    snapshots: SnapshotManager | None,
+    aggregate: type[A],
+    id: str,  # noqa: A002 - the contract's name
+    version: int | None = None,
+) -> A:
+    """See `Repository.load`."""
+    stream = stream_of(aggregate, id)
+    check_stream(stream)
+    if version is not None and (type(version) is not int or version < 0):
+        raise DefinitionError(f"version {version!r} of stream {stream!r} must be an integer from 0")
+    snapshot = None
+    if snapshots is not None and snapshots.knows(aggregate) and version != 0:
+        snapshot = await snapshots.load(stream, aggregate, at=version)
+    folded: A = _fresh(aggregate, id) if snapshot is None else snapshot.state
+    await _fold_stream(store, folded, stream, version)
+    if version is not None and folded.version < version:
+        raise VersionConflictError(stream, version, folded.version)
+    return folded
+
+
+async def _fold_stream(store: EventStore, aggregate: Aggregate[Any], stream: str, until: int | None) -> None:
+    """Apply the events of `stream` behind the aggregate's version, up to version `until`."""
+    typed = bool(event_names(type(aggregate)))
+    while until is None or aggregate.version < until:
+        size = _PAGE if until is None else min(_PAGE, until - aggregate.version)
+        records = await store.storage.read_stream(stream, after=aggregate.version, limit=size)
+        if records:
+            if typed:
+                _require_registered(store, records)
+            _fold(aggregate, records, map(store.serializer.payload, records), store.serializer)
+        if len(records) < size:
+            return
+
+
+def _require_registered(store: EventStore, records: Sequence[Record]) -> None:
+    # A plain dict would fall through a fold's cases without a word.
+    for name in {record.type for record in records}:
+        if store.serializer.registry.by_name(name) is None:
+            raise NotRegisteredError(
+                f"stream {records[0].stream!r} holds events {name!r}, whose type is not registered: "
+                f'import the module that has the class with @event("{name}")'
+            )
 
 
 class Repository(Generic[A]):
@@ -247,7 +296,7 @@ class Repository(Generic[A]):
             DecodeError: An event cannot be read.
             DefinitionError: The id or the version is wrong.
         """
-        return await self._store.load_aggregate(self._aggregate, id, version, self._snapshots)
+        return await load(self._store, self._snapshots, self._aggregate, id, version)
 
     async def save(
         self,
@@ -304,7 +353,7 @@ async def save_decided(
         for n, new in enumerate(records, start=1)
     ]
     try:
-        fold(aggregate, as_stored, payloads, store.serializer)
+        _fold(aggregate, as_stored, payloads, store.serializer)
         appended = await store.write(unit)
     except BaseException:
         place(aggregate, aggregate.id, _AHEAD)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from event_workflow_engine.aggregates import Aggregate, save_decided, stream_of
+from event_workflow_engine.aggregates import Aggregate, load, save_decided, stream_of
 from event_workflow_engine.codecs import digest
 from event_workflow_engine.errors import (
     DefinitionError,
@@ -180,7 +180,7 @@ class CommandBus:
         if claim is not None and (first := await self._executed(claim)) is not None:
             return first
         store, snapshots = self._store, self._store.snapshots if self._own_snapshots is None else self._own_snapshots
-        aggregate = await store.load_aggregate(route.aggregate, key, None, snapshots)
+        aggregate = await load(store, snapshots, route.aggregate, key)
         decided = route.handler(aggregate, command)
         if isawaitable(decided):
             decided = await decided

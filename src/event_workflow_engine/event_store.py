@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from event_workflow_engine.aggregates import Aggregate, event_names, fold, fresh, stream_of
+from event_workflow_engine.aggregates import Aggregate, load
 from event_workflow_engine.clock import Clock, SystemClock, to_micros
 from event_workflow_engine.codecs import JSON, Codec
 from event_workflow_engine.context import SAGA
@@ -18,7 +18,6 @@ from event_workflow_engine.errors import (
     EngineStateError,
     LogRewoundError,
     NotRegisteredError,
-    VersionConflictError,
 )
 from event_workflow_engine.events import CURRENT_EVENT, Metadata, NewEvent, RecordedEvent, current_event
 from event_workflow_engine.serialization import (
@@ -31,7 +30,7 @@ from event_workflow_engine.serialization import (
 from event_workflow_engine.storage.port import ANY_VERSION, STREAM_EXISTS, Append, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 
     from event_workflow_engine.snapshots import SnapshotManager
     from event_workflow_engine.storage.port import NewRecord, Record, Row, Storage, Written
@@ -45,7 +44,6 @@ ExpectedVersion = int | Literal["any", "no_stream", "stream_exists"]
 
 _WORDS: Final = {"any": ANY_VERSION, "no_stream": 0, "stream_exists": STREAM_EXISTS}
 _PAGE: Final = 1000
-_FOLD_PAGE: Final = 4096
 _encode_metadata: Final = msgspec.json.Encoder().encode
 
 
@@ -352,7 +350,7 @@ class EventStore:
     async def _follow(
         self, after: int | Literal["end"], types: Sequence[str], categories: Sequence[str]
     ) -> AsyncGenerator[RecordedEvent[Any], None]:
-        storage, bell = self.storage, asyncio.Event()
+        storage, bell, end = self.storage, asyncio.Event(), None
         silence = storage.add_bell(bell.set)
         try:
             end = await storage.last_position()
@@ -371,10 +369,10 @@ class EventStore:
                 position = max(position, end)
                 await bell.wait()
                 bell.clear()
-                try:
-                    end = await storage.last_position()
-                except EngineStateError:  # it was closed, which rings the bell
-                    return
+                end = await storage.last_position()
+        except EngineStateError:
+            if end is None:
+                raise  # it never was open; else it was closed, which rang the bell
         finally:
             silence()
 
@@ -409,52 +407,7 @@ class EventStore:
             DecodeError: An event cannot be read.
             DefinitionError: The id or the version is wrong.
         """
-        return await self.load_aggregate(aggregate, id, version, self.snapshots)
-
-    async def load_aggregate(
-        self,
-        aggregate: type[A],
-        id: str,  # noqa: A002 - the contract's name
-        version: int | None,
-        snapshots: SnapshotManager | None,
-    ) -> A:
-        """`replay` with other snapshots than those of this store, or with none."""
-        stream = stream_of(aggregate, id)
-        check_stream(stream)
-        if version is not None and (type(version) is not int or version < 0):
-            raise DefinitionError(f"version {version!r} of stream {stream!r} must be an integer from 0")
-        snapshot = None
-        if snapshots is not None and snapshots.knows(aggregate) and version != 0:
-            snapshot = await snapshots.load(stream, aggregate, at=version)
-        folded: A = fresh(aggregate, id) if snapshot is None else snapshot.state
-        await self._fold(folded, stream, version)
-        if version is not None and folded.version < version:
-            raise VersionConflictError(stream, version, folded.version)
-        return folded
-
-    async def _fold(self, aggregate: Aggregate[Any], stream: str, until: int | None) -> None:
-        """Apply the events of `stream` behind the aggregate's version, up to `until`."""
-        typed = event_names(type(aggregate))
-        while until is None or aggregate.version < until:
-            size = _FOLD_PAGE if until is None else min(_FOLD_PAGE, until - aggregate.version)
-            records = await self.storage.read_stream(stream, after=aggregate.version, limit=size)
-            if records:
-                if typed:
-                    self._require_registered(records)
-                fold(aggregate, records, map(self.serializer.payload, records), self.serializer)
-            if len(records) < size:
-                return
-
-    def _require_registered(self, records: Iterable[Record]) -> None:
-        # A plain dict would fall through a fold's cases without a word.
-        by_name: Callable[[str], Any] = self.serializer.registry.by_name
-        for name in {record.type for record in records}:
-            if by_name(name) is None:
-                stream = next(record.stream for record in records if record.type == name)
-                raise NotRegisteredError(
-                    f"stream {stream!r} holds events {name!r}, whose type is not registered: "
-                    f'import the module that has the class with @event("{name}")'
-                )
+        return await load(self, self.snapshots, aggregate, id, version)
 
 
 def _appended(written: Written) -> Appended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
 from event_workflow_engine.errors import EngineStateError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["GroupedStorage"]
 
 
-class GroupedStorage:
+class GroupedStorage(ABC):
     """A storage whose units go through a `GroupCommitter`.
 
     It may be entered several times at once, by an engine and by its user: it opens with the first and closes with the
@@ -68,14 +69,15 @@ class GroupedStorage:
             await committer.close()
         if not opening.cancelled() and opening.exception() is None:
             await self._close()
+            self._listeners.ring()  # who waits for a commit would wait for ever
 
+    @abstractmethod
     async def _open(self) -> None:
         """Open what is below; to end with `_start`."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _close(self) -> None:
         """Close what is below; nothing is queued or in flight any more."""
-        raise NotImplementedError
 
     def _start(self, execute: Execute) -> None:
         self._open_committer = GroupCommitter(execute, self._listeners)

@@ -263,7 +263,8 @@ class Storage(Protocol):
         ...
 
     def add_bell(self, ring: Callable[[], None]) -> Callable[[], None]:
-        """Call `ring` on the loop whenever anything was committed, by this process or another; returns its remover."""
+        """Call `ring` on the loop whenever anything was committed, by this process or another, and once the store was
+        closed; returns its remover."""
         ...
 
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
