@@ -3,32 +3,37 @@
 Everything public that is not named here is imported from its module.
 """
 
+from event_workflow_engine.aggregates import Aggregate, Repository
+from event_workflow_engine.commands import CommandBus
 from event_workflow_engine.config import EngineConfig
-from event_workflow_engine.context import (
-    CompensationContext,
-    StepContext,
-    StepResults,
-    current_saga,
-    current_step,
-)
+from event_workflow_engine.context import CompensationContext, StepContext, StepResults, current_saga, current_step
 from event_workflow_engine.errors import SagaFailedError, WorkflowError
+from event_workflow_engine.event_store import EventStore
 from event_workflow_engine.events import NewEvent, RecordedEvent, current_event, event
+from event_workflow_engine.handle import SagaHandle
 from event_workflow_engine.outcomes import Outcome
 from event_workflow_engine.retries import RetryPolicy
 from event_workflow_engine.saga import Saga, SagaStep, Signal, run_saga, saga, sleep, step, wait_for_signal
+from event_workflow_engine.snapshots import SnapshotManager
 from event_workflow_engine.state_machine import StateMachine, WorkflowState
 
 __all__ = [
+    "Aggregate",
+    "CommandBus",
     "CompensationContext",
     "EngineConfig",
+    "EventStore",
     "NewEvent",
     "Outcome",
     "RecordedEvent",
+    "Repository",
     "RetryPolicy",
     "Saga",
     "SagaFailedError",
+    "SagaHandle",
     "SagaStep",
     "Signal",
+    "SnapshotManager",
     "StateMachine",
     "StepContext",
     "StepResults",
