@@ -99,6 +99,10 @@ def classify(error: BaseException, *, strict: bool = False, rejects: tuple[type[
     """
     if isinstance(error, (StepRejectedError, *rejects)):
         return Outcome.FAILED
+    if isinstance(error, BaseExceptionGroup):
+        # Of an action's own TaskGroup: where one of its calls may have landed, the action may have.
+        parts = [classify(part, strict=strict, rejects=rejects) for part in error.exceptions]
+        return Outcome.UNKNOWN if Outcome.UNKNOWN in parts else Outcome.FAILED
     if strict or isinstance(error, (OutcomeUnknownError, TimeoutError, ConnectionError, SagaEvicted)):
         return Outcome.UNKNOWN
     if not isinstance(error, Exception):  # KeyboardInterrupt, CancelledError and the like, in the middle of the effect

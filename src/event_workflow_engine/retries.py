@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Final
 
@@ -49,10 +50,11 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         """Check the ranges."""
         if self.attempts is not None and self.attempts < 1:
             raise DefinitionError(f"RetryPolicy(attempts={self.attempts}): at least 1, or None for without end")
-        if seconds(self.delay) < 0 or seconds(self.max_delay) < 0:
-            raise DefinitionError("RetryPolicy: delay and max_delay must not be negative")
-        if self.factor < 1:
-            raise DefinitionError(f"RetryPolicy(factor={self.factor}): at least 1")
+        # Written so that NaN fails too.
+        if not (0 <= seconds(self.delay) < math.inf and 0 <= seconds(self.max_delay) < math.inf):
+            raise DefinitionError("RetryPolicy: delay and max_delay must be finite and not negative")
+        if not 1 <= self.factor < math.inf:
+            raise DefinitionError(f"RetryPolicy(factor={self.factor}): finite and at least 1")
         if not 0 <= self.jitter <= 1:
             raise DefinitionError(f"RetryPolicy(jitter={self.jitter}): a share from 0 to 1")
         if self.max_interruptions < 0:
@@ -70,8 +72,10 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
             chance: Where in the jitter's range, from 0 to 1; drawn at random when ``None``.
         """
         cap = seconds(self.max_delay)
-        # The exponent is bounded, since a policy without end would overflow the float.
-        wait = min(cap, seconds(self.delay) * self.factor ** min(attempt - 1, 512))
+        try:
+            wait = min(cap, seconds(self.delay) * self.factor ** (attempt - 1))
+        except OverflowError:  # a policy without end comes to it
+            wait = cap if seconds(self.delay) else 0.0
         if not self.jitter:
             return wait
         # Not a secret: it only spreads load.
