@@ -160,6 +160,10 @@ class BodyScript:
         if not self._closed:
             self._closed = True
             self._loop.evict()
+            # The context leads back here: cut, so that no cycle is left to the garbage collector.
+            self._context.run(RUNTIME.set, None)
+            for waited_for in (self._open, self._timers, self._waiters):
+                waited_for.clear()
 
     def step(self, fn: Any, args: tuple[Any, ...], spec: StepSpec, key: str | None = None) -> Coroutine[Any, Any, Any]:  # noqa: ARG002
         """See `Runtime.step`."""

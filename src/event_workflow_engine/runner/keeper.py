@@ -206,7 +206,10 @@ class SagaKeeper:
     async def _run_new(
         self, saga: Saga[Any, Any], saga_id: str, started: h.SagaStarted, value: Any, rows: tuple[Row, ...]
     ) -> None:
-        if saga_id in self._runs:
+        known = self._runs.get(saga_id)
+        if known is not None:
+            if known.accepted is not None and not known.accepted.done():
+                await asyncio.wait((known.accepted,))
             raise RowConflictError("sagas", (saga_id,), "absent")
         await self._locks.acquire(saga_id)
         if saga_id in self._runs or not self._accepting:

@@ -170,6 +170,7 @@ class SagaLoop(_Base):  # type: ignore[misc]
         finally:
             events._set_running_loop(outer)  # noqa: SLF001 - see pump
             self._ready.clear()
+            self._root = None
 
     def _unwind(self, task: _BodyTask) -> None:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - it is ended by hand, here

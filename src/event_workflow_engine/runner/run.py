@@ -383,6 +383,11 @@ class SagaRun:
             wake = self._next_wake()
             park = wake is None or wake - self.kit.now() > _RESIDENT
         if not self._facts and not park:
+            if self.starting_compensations:
+                self._act()  # their starts are on disk from a life before
+                if self._facts:
+                    self.flush()
+                    return
             self._set_alarm(wake)
             return
         facts, self._facts = self._facts, []

@@ -1,0 +1,109 @@
+"""A store that can lose its worker at any moment, and engines on it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from event_workflow_engine import EngineConfig, Saga, WorkflowEngine
+from event_workflow_engine.errors import StorageUnavailableError
+from event_workflow_engine.storage import open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from event_workflow_engine.storage.port import Storage, Unit
+
+
+class Cable:
+    """A store as one worker sees it, until the cable is cut: then nothing it writes arrives.
+
+    Leaving the engine afterwards is a crash as far as the store can tell: nothing was handed over.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._cut = False
+
+    def cut(self) -> None:
+        self._cut = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def submit(self, unit: Unit) -> asyncio.Future[Any]:
+        if not self._cut:
+            return self._storage.submit(unit)
+        refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        refused.set_exception(StorageUnavailableError("the cable is cut"))
+        return refused
+
+    async def write(self, unit: Unit) -> Any:
+        self._check()
+        return await self._storage.write(unit)
+
+    async def perform(self, name: str, **params: Any) -> Any:
+        self._check()
+        return await self._storage.perform(name, **params)
+
+    def _check(self) -> None:
+        if self._cut:
+            raise StorageUnavailableError("the cable is cut")
+
+
+class Lab:
+    """Engines on one store, and waiting without sleeping."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    @asynccontextmanager
+    async def engine(self, *sagas: Saga[Any, Any], **config: Any) -> AsyncIterator[WorkflowEngine]:
+        """An engine that is left in good order."""
+        engine = WorkflowEngine(self.storage, config=EngineConfig(**config))
+        engine.register(*sagas)
+        async with engine:
+            yield engine
+
+    @asynccontextmanager
+    async def doomed(self, *sagas: Saga[Any, Any], **config: Any) -> AsyncIterator[WorkflowEngine]:
+        """An engine that crashes at the end of the block."""
+        cable = Cable(self.storage)
+        engine = WorkflowEngine(cable, config=EngineConfig(shutdown_timeout=0, **config))  # type: ignore[arg-type]
+        engine.register(*sagas)
+        async with engine:
+            yield engine
+            cable.cut()
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until a condition over the store holds; it is asked again after each commit."""
+        rang = asyncio.Event()
+        remove = self.storage.add_bell(rang.set)
+        try:
+            async with asyncio.timeout(10):
+                while not await condition():
+                    await rang.wait()
+                    rang.clear()
+        finally:
+            remove()
+
+    async def until_fact(self, engine: WorkflowEngine, saga_id: str, fact: str, count: int = 1) -> None:
+        """Wait until a saga's history holds a fact, so many times."""
+        await self.until(lambda: self._holds(engine, saga_id, fact, count))
+
+    async def _holds(self, engine: WorkflowEngine, saga_id: str, fact: str, count: int) -> bool:
+        return (await self.facts(engine, saga_id)).count(fact) >= count
+
+    async def facts(self, engine: WorkflowEngine, saga_id: str) -> list[str]:
+        """The types of a saga's history."""
+        return [event.type for event in await engine.handle(saga_id).history()]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def lab(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[Lab]:
+    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/lab.db"
+    async with open_storage(url) as storage:
+        yield Lab(storage)
