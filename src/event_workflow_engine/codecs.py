@@ -136,11 +136,11 @@ def digest(value: Any, what: str) -> str:
 
 def _refuse_not_finite(value: Any) -> None:
     # What msgspec wrote as null may have been NaN or infinite; json is the one that refuses to write those.
-    plain = msgspec.to_builtins(value, enc_hook=_encode_foreign, str_keys=True)
-    try:
-        _finite.encode(plain)
-    except TypeError:  # Raw, which was JSON before
-        return
+    _finite.encode(msgspec.to_builtins(value, enc_hook=_without_raw, str_keys=True))
+
+
+def _without_raw(value: Any) -> Any:
+    return None if isinstance(value, Raw) else _encode_foreign(value)
 
 
 def _try_encode(value: Any) -> None:

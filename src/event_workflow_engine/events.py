@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, is_typeddict
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -208,13 +208,7 @@ class EventRegistry:
 
     def names_for(self, base: type) -> frozenset[str]:
         """The names of all registered types that are `base` or derive from it."""
-        # A TypedDict refuses to be asked for its subclasses; it has none at run time.
-        derives = _never if is_typeddict(base) else issubclass
-        return frozenset(
-            name
-            for name, known in self._by_name.items()
-            if known.python_type is base or derives(known.python_type, base)
-        )
+        return frozenset(name for name, known in self._by_name.items() if _derives(known.python_type, base))
 
     def upcast_chain(self, name: str, version: int) -> list[Upcaster]:
         """The upcasters from a stored version up to where the chain ends."""
@@ -255,8 +249,13 @@ def _check_version(version: int, what: str) -> None:
         raise DefinitionError(f"{what} {version!r} must be an integer from 1")
 
 
-def _never(_: type, __: type) -> bool:
-    return False
+def _derives(kind: type, base: type) -> bool:
+    if kind is base:
+        return True
+    try:
+        return issubclass(kind, base)
+    except TypeError:  # a TypedDict or a protocol, which cannot be asked
+        return False
 
 
 def _address(thing: Any) -> str:
