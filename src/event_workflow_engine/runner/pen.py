@@ -51,6 +51,7 @@ class Pen:
         "_owned",
         "_row_state",
         "_saga_id",
+        "_sent_state",
         "_stream",
         "seen",
         "stored",
@@ -64,6 +65,7 @@ class Pen:
         self._owned = {"owner": kit.worker.id, "fence": fence}
         self._check = (Row("sagas", "check", (saga_id,), {}, self._owned),)
         self._row_state = WorkflowState.RUNNING.value
+        self._sent_state = self._row_state
         self._new_rows: tuple[Row, ...] = ()
         self.seen = 0
         self.stored = 0
@@ -104,7 +106,7 @@ class Pen:
         return self._kit.storage.submit(Unit(unit_id, now, appends, rows, self._kit.worker))
 
     def _rows(self, journal: Journal, wake: int | None, now: int, *, park: bool) -> tuple[Row, ...]:
-        state = journal.state.value
+        state = self._sent_state = journal.state.value
         values: dict[str, Any] = {}
         if journal.ended:
             values = {"state": state, "owner": "", "wake_at": None, "cursor": self.seen, "ended_at": now}
@@ -119,11 +121,11 @@ class Pen:
             return (Row("sagas", "update", (self._saga_id,), values, self._owned),)
         return self._check
 
-    def written(self, facts: list[Any], journal: Journal) -> None:
+    def written(self, facts: list[Any]) -> None:
         """The unit of `facts` is on disk."""
         self._new_rows = ()
         self.stored += len(facts)
-        self._row_state = journal.state.value
+        self._row_state = self._sent_state
 
     async def hand_over(self) -> None:
         """Give the saga to whoever claims it next, and say that what was cut off is no interruption."""

@@ -408,7 +408,7 @@ class SagaRun:
         facts, self._flying = self._flying or [], None
         error = EngineStateError("the unit was withdrawn") if future.cancelled() else future.exception()
         if error is None:
-            self.pen.written(facts, self.journal)
+            self.pen.written(facts)
         if self.closed:
             return
         if error is not None:
@@ -416,7 +416,7 @@ class SagaRun:
             return
         if self.accepted is not None and not self.accepted.done():
             self.accepted.set_result(None)
-        if self.journal.ended:
+        if self.journal.ended and not self._facts:  # its end may wait for the next unit
             self._leave()
             self.kit.host.run_ended(self)
         elif self.parking:
