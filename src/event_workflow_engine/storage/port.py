@@ -209,7 +209,7 @@ class Storage(Protocol):
         """Run `work` in a write transaction of its own and commit `unit` with it: both or neither."""
         ...
 
-    async def perform(self, name: str, **params: Any) -> Rows:
+    async def perform(self, name: str, /, **params: Any) -> Rows:
         """Run a named claim (see `CLAIMS`): a hand-written statement that changes rows and returns them, alone."""
         ...
 
@@ -241,7 +241,7 @@ class Storage(Protocol):
         """One row of a declared table by its key."""
         ...
 
-    async def query(self, name: str, **params: Any) -> Rows:
+    async def query(self, name: str, /, **params: Any) -> Rows:
         """Run a named read (see `READS`)."""
         ...
 
@@ -264,7 +264,8 @@ class Storage(Protocol):
 
     def add_bell(self, ring: Callable[[], None]) -> Callable[[], None]:
         """Call `ring` on the loop whenever anything was committed, by this process or another, and once the store was
-        closed; returns its remover."""
+        closed; returns its remover.
+        """
         ...
 
     def set_inline_folder(self, folder: InlineFolder | None) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from event_workflow_engine.errors import DefinitionError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator
+    from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 
     from event_workflow_engine.storage.port import Rows
 
-__all__ = ["HOLD_LIMIT_S", "SqlGuard", "bounded_hold", "rows_of", "user_sql_errors"]
+__all__ = ["HOLD_LIMIT_S", "SqlGuard", "bounded_hold", "rows_of", "sql_errors"]
+
+_Allow = Literal["read", "write"]
 
 HOLD_LIMIT_S: Final = 10.0
 """Seconds that exclusive work may hold the store, which stands still meanwhile for every writer."""
@@ -49,32 +51,44 @@ _USERS_MISTAKES: Final = frozenset(
 
 
 class SqlGuard:
-    """Decides which statements a connection may prepare, as its authorizer.
+    """Runs user's SQL on a connection, within its bounds.
 
-    Statements are checked once, when they are prepared. The engine's own have texts of their own, so that user's SQL
-    never meets one that was prepared without the guard.
+    A connection's authorizer is asked when a statement is prepared, and prepared statements are remembered by their
+    text. So user's SQL gets a mark behind it that no other has: neither a statement of the engine nor one that was
+    allowed to write is ever found in its place.
     """
 
     def __init__(self, connection: sqlite3.Connection, protected: Collection[str]) -> None:
-        self._connection = connection
+        """Guard `connection`, whose tables `protected` no user's SQL may change."""
+        self.connection = connection
         self._protected = frozenset(protected)
-        self._allow: str | None = None
+        self._allow: _Allow | None = None
         connection.set_authorizer(self._authorize)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """User's SQL inside may only read."""
-        yield from self._guarded("read")
+    def read(self, sql: str, params: Mapping[str, Any]) -> sqlite3.Cursor:
+        """Run SQL that may only read.
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """User's SQL inside may read, and change all but the engine's own tables."""
-        yield from self._guarded("write")
+        Raises:
+            DefinitionError: The SQL or its parameters are wrong, or it does what it must not.
+            sqlite3.Error: The database cannot do its work.
+        """
+        return self._run(sql, params, "read")
 
-    def _guarded(self, allow: str) -> Iterator[None]:
+    def write(self, sql: str, params: Mapping[str, Any]) -> sqlite3.Cursor:
+        """Run SQL that may read, and change all but the protected tables.
+
+        Raises:
+            DefinitionError: The SQL or its parameters are wrong, or it does what it must not.
+            StorageError: A constraint of the user's tables failed.
+            sqlite3.Error: The database cannot do its work.
+        """
+        return self._run(sql, params, "write")
+
+    def _run(self, sql: str, params: Mapping[str, Any], allow: _Allow) -> sqlite3.Cursor:
         self._allow = allow
         try:
-            yield
+            with sql_errors(sql):
+                return self.connection.execute(f"{sql}\n-- user: {allow}", dict(params))
         finally:
             self._allow = None
 
@@ -88,8 +102,8 @@ class SqlGuard:
 
 
 @contextmanager
-def user_sql_errors(sql: str) -> Iterator[None]:
-    """Give a user's mistake in `sql` its name. Errors that are not of the user's making pass.
+def sql_errors(sql: str) -> Iterator[None]:
+    """Give the mistakes of who wrote `sql`, or gave its parameters, their names. Errors of the database pass.
 
     Raises:
         DefinitionError: The SQL or its parameters are wrong, or it does what it must not.

@@ -13,7 +13,7 @@ from event_workflow_engine.storage.lifecycle import GroupedStorage
 from event_workflow_engine.storage.memory.queries import CLAIM_FUNCTIONS, READ_FUNCTIONS
 from event_workflow_engine.storage.memory.state import MemoryState
 from event_workflow_engine.storage.row_images import shape_of
-from event_workflow_engine.storage.user_sql import SqlGuard, bounded_hold, rows_of, user_sql_errors
+from event_workflow_engine.storage.user_sql import SqlGuard, bounded_hold, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -60,8 +60,8 @@ class MemoryStorage(GroupedStorage):
         return await self._committer.alone(partial(self._exclusively, unit, work), unit_id=unit.id)
 
     async def _exclusively(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
-        session = _MemorySession(self._sql, self._guard)
-        self._sql.execute("BEGIN -- exclusive")
+        session = _MemorySession(self._guard)
+        self._sql.execute("BEGIN")
         try:
             async with bounded_hold():
                 await work(session)
@@ -78,7 +78,7 @@ class MemoryStorage(GroupedStorage):
         self._listeners.announce([(unit, verdict)])
         return verdict
 
-    async def perform(self, name: str, **params: Any) -> Rows:
+    async def perform(self, name: str, /, **params: Any) -> Rows:
         """Run a named claim."""
         claim = CLAIM_FUNCTIONS.get(name)
         if claim is None:
@@ -138,7 +138,7 @@ class MemoryStorage(GroupedStorage):
         image = self._opened.tables[table].get(shape.key(key))
         return None if image is None else shape.as_dict(image)
 
-    async def query(self, name: str, **params: Any) -> Rows:
+    async def query(self, name: str, /, **params: Any) -> Rows:
         """Run a named read."""
         read = READ_FUNCTIONS.get(name)
         if read is None:
@@ -151,8 +151,7 @@ class MemoryStorage(GroupedStorage):
         if self._sql.in_transaction:
             # One connection: what is not committed must not be seen, so wait for the end of exclusive work.
             await self._committer.alone(_nothing)
-        with user_sql_errors(sql), self._guard.reading():
-            return rows_of(self._sql.execute(sql, dict(params)))
+        return rows_of(self._guard.read(sql, params))
 
     async def status(self) -> dict[str, Any]:
         """What this store is and holds, for people."""
@@ -177,8 +176,7 @@ class MemoryStorage(GroupedStorage):
 class _MemorySession:
     """User's SQL in the transaction of exclusive work; run on the loop's thread, since it waits for nothing."""
 
-    def __init__(self, connection: sqlite3.Connection, guard: SqlGuard) -> None:
-        self._connection = connection
+    def __init__(self, guard: SqlGuard) -> None:
         self._guard = guard
         self.closed = False
 
@@ -193,8 +191,7 @@ class _MemorySession:
     def _run(self, sql: str, params: Mapping[str, Any]) -> sqlite3.Cursor:
         if self.closed:
             raise EngineStateError("the transaction of this session has ended")
-        with user_sql_errors(sql), self._guard.writing():
-            return self._connection.execute(sql, dict(params))
+        return self._guard.write(sql, params)
 
 
 async def _nothing() -> None:

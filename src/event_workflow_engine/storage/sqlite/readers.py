@@ -18,7 +18,7 @@ from event_workflow_engine.storage.sqlite.errors import storage_error
 from event_workflow_engine.storage.sqlite.log_lookup import outcome
 from event_workflow_engine.storage.sqlite.queries import QUERIES
 from event_workflow_engine.storage.sqlite.statements import TABLE_SQL
-from event_workflow_engine.storage.user_sql import SqlGuard, rows_of, user_sql_errors
+from event_workflow_engine.storage.user_sql import SqlGuard, rows_of, sql_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -58,14 +58,18 @@ class Readers:
         self._local = threading.local()
 
     @property
-    def _connection(self) -> sqlite3.Connection:
-        try:
-            connection: sqlite3.Connection = self._local.connection
-        except AttributeError:
-            connection = self._local.connection = open_reader(self._path, self._connect)
-            self._local.guard = SqlGuard(connection, ())
+    def _guard(self) -> SqlGuard:
+        """This thread's connection, guarded; opened where the thread has none yet."""
+        guard: SqlGuard | None = getattr(self._local, "guard", None)
+        if guard is None:
+            connection = open_reader(self._path, self._connect)
             self._all.append(connection)
-        return connection
+            guard = self._local.guard = SqlGuard(connection, ())
+        return guard
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        return self._guard.connection
 
     def _records(self, name: str, params: Mapping[str, Any]) -> list[Record]:
         return list(starmap(Record, self._connection.execute(QUERIES[name].sql, params).fetchall()))
@@ -133,15 +137,12 @@ class Readers:
         """A named read."""
         if name not in READS:
             raise DefinitionError(f"there is no read {name!r}")
-        with user_sql_errors(name):
+        with sql_errors(name):
             return rows_of(self._connection.execute(QUERIES[name].sql, dict(params)))
 
     def fetch(self, sql: str, params: Mapping[str, Any]) -> Rows:
         """User's SQL, which may only read."""
-        connection = self._connection
-        guard: SqlGuard = self._local.guard
-        with user_sql_errors(sql), guard.reading():
-            return rows_of(connection.execute(sql, dict(params)))
+        return rows_of(self._guard.read(sql, params))
 
     def status(self) -> dict[str, Any]:
         """What the database says of itself."""

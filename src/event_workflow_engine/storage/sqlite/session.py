@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BeginError", "CommitInDoubtError", "WriteSession"]
 
-# Texts that no user's SQL has: a statement that was prepared for the engine must not be found by others.
-_BEGIN: Final = "BEGIN IMMEDIATE -- writer"
-_COMMIT: Final = "COMMIT -- writer"
-_ROLLBACK: Final = "ROLLBACK -- writer"
-
 _OWN_TABLES: Final = frozenset({"events", "streams", "units", "positions_floor", "schema_migrations", *SHAPES})
 
 
@@ -111,7 +106,7 @@ class WriteSession:
         except (StorageUnavailableError, OSError) as error:
             raise BeginError from error
         try:
-            self.connection.execute(_BEGIN)
+            self.connection.execute("BEGIN IMMEDIATE")
             self.notice_foreign_commits()
             if self.cache.position is None:
                 (self.cache.position,) = self.connection.execute(QUERIES["last_position"].sql).fetchone()
@@ -136,7 +131,7 @@ class WriteSession:
             CommitInDoubtError: It raised. The connection is closed, so that the next look is at the file.
         """
         try:
-            self.connection.execute(_COMMIT)
+            self.connection.execute("COMMIT")
         except BaseException as error:
             self._drop()
             raise CommitInDoubtError from error
@@ -153,7 +148,7 @@ class WriteSession:
         self.cache.clear()
         try:
             if self.in_transaction:
-                self.connection.execute(_ROLLBACK)
+                self.connection.execute("ROLLBACK")
         except sqlite3.Error:
             reopen = True
         finally:

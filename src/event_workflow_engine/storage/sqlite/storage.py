@@ -110,7 +110,7 @@ class SqliteStorage(GroupedStorage):
             raise self._not_open()
         return self._writer, self._writer_thread
 
-    async def perform(self, name: str, **params: Any) -> Rows:
+    async def perform(self, name: str, /, **params: Any) -> Rows:
         """Run a named claim, in its turn."""
         writer, thread = self._writing
         rows = await self._committer.alone(lambda: _to_the_end(thread.call(writer.claim, name, params)))
@@ -209,7 +209,7 @@ class SqliteStorage(GroupedStorage):
         """One row of a declared table by its key."""
         return await self._read(self._readers.get, table, key)
 
-    async def query(self, name: str, **params: Any) -> Rows:
+    async def query(self, name: str, /, **params: Any) -> Rows:
         """Run a named read."""
         return await self._read(self._readers.query, name, params)
 

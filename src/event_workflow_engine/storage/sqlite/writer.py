@@ -15,7 +15,7 @@ from event_workflow_engine.storage.sqlite.errors import storage_error
 from event_workflow_engine.storage.sqlite.log_lookup import outcome
 from event_workflow_engine.storage.sqlite.queries import QUERIES
 from event_workflow_engine.storage.sqlite.session import BeginError, CommitInDoubtError, WriteSession
-from event_workflow_engine.storage.user_sql import rows_of, user_sql_errors
+from event_workflow_engine.storage.user_sql import rows_of, sql_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -138,7 +138,7 @@ class Writer:
             session.begin()
             try:
                 for sql in query.statements:
-                    with user_sql_errors(name):
+                    with sql_errors(name):
                         rows = rows_of(session.connection.execute(sql, dict(params)))
             except BaseException as error:
                 session.rollback(reopen=_distrusted(error))
@@ -164,9 +164,8 @@ class Writer:
     def user_sql(self, sql: str, params: Mapping[str, Any]) -> tuple[Rows, int]:
         """Run user's SQL in the open transaction: its rows, and how many it changed."""
         try:
-            with user_sql_errors(sql), self._session.guard.writing():
-                cursor = self._session.connection.execute(sql, dict(params))
-                return rows_of(cursor), max(cursor.rowcount, 0)
+            cursor = self._session.guard.write(sql, params)
+            return rows_of(cursor), max(cursor.rowcount, 0)
         except sqlite3.Error as error:
             raise storage_error(error, self._path) from error
 

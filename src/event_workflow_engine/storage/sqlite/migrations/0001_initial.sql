@@ -15,8 +15,8 @@ CREATE TABLE events (
     count       INTEGER NOT NULL CHECK (count > 0),
     part        INTEGER NOT NULL,
     before      INTEGER NOT NULL,
-    id          TEXT    NOT NULL,
-    type        TEXT    NOT NULL,
+    id          TEXT    NOT NULL CHECK (id <> ''),
+    type        TEXT    NOT NULL CHECK (type <> ''),
     schema      INTEGER NOT NULL,
     data        BLOB    NOT NULL,
     metadata    BLOB    NOT NULL,
@@ -45,7 +45,7 @@ END;
 
 -- Ids of units without records, pruned from the oldest. Units with records have the id of their first.
 CREATE TABLE units (
-    id TEXT    NOT NULL UNIQUE,
+    id TEXT    NOT NULL UNIQUE CHECK (id <> ''),
     at INTEGER NOT NULL
 );
 
