@@ -82,8 +82,8 @@ class Feed:
         last = await self._storage.last_position()
         if row["position"] > last:
             raise LogRewoundError(
-                f"{self.name} has read up to position {row['position']}, but the log of {self._storage.url} ends at {last}: "
-                "it was restored from a backup or lost its end; rebuild what was fed from it"
+                f"{self.name} has read up to position {row['position']}, but the log of {self._storage.url} ends at "
+                f"{last}: it was restored from a backup or lost its end; rebuild what was fed from it"
             )
         try:
             await self._storage.write(Unit(uuid7(), self._now(), rows=(claim,)))

@@ -1,0 +1,1 @@
+"""The parts of `EventBus`: delivery in partitions, dead letters, durable feeds."""
