@@ -192,7 +192,11 @@ def test_fuzz_damaged_json_gives_a_value_or_a_typed_error(data: st.DataObject) -
         JSON.decode(bytes(encoded), Order, "it")
 
 
-@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 5000, b"", b"\xff", b'"\\ud800"'])
+@pytest.mark.parametrize(
+    "data",
+    [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 5000, b"", b"\xff", b'"\\ud800"'],
+    ids=["deep list", "deep dict", "long number", "nothing", "no UTF-8", "surrogate"],
+)
 def test_json_made_to_hurt_is_a_typed_error_or_a_value(data: bytes) -> None:
     with suppress(DecodeError):
         JSON.decode(data, Any, "it")
@@ -208,7 +212,7 @@ def test_json_made_to_hurt_is_a_typed_error_or_a_value(data: bytes) -> None:
         ({"n": [Line("x", 1), Line("y", float("nan"))]}, "n.1.count", "builtins.float"),  # type: ignore[arg-type]
         (float("inf"), "the top", "builtins.float"),
     ],
-    ids=str,
+    ids=["nested", "field", "surrogate", "struct in list", "NaN", "infinity"],
 )
 def test_an_encode_error_names_the_type_and_the_field(value: object, path: str, culprit: str) -> None:
     with pytest.raises(EncodeError) as error:
