@@ -133,6 +133,6 @@ def _run(command: list[str]) -> Figures:
         raise MeasurementError(f"not finished after {PATIENCE:.0f} s") from error
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        raise MeasurementError("\n".join(done.stderr.strip().splitlines()[-15:]) or f"exit code {done.returncode}")
+        raise MeasurementError("\n".join(done.stderr.strip().splitlines()[-40:]) or f"exit code {done.returncode}")
     figures: Figures = json.loads(lines[-1])
     return figures
