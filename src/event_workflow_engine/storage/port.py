@@ -290,6 +290,7 @@ READS: Final = (
     "projections_all",  # -> rows of projections by name
     "documents_find",  # :projection :generation :where (JSON object of column->value, equality on top-level fields)
     #                     :order_by (field or NULL) :descending (0/1) :limit :offset -> rows of documents
+    "documents_by_keys",  # :projection :generation :keys (JSON array) -> rows of documents by key
     "parked_keys_page",  # :projection :generation -> rows of parked_keys
     "parked_events_page",  # :projection :generation :key (or NULL) :limit -> rows of parked_events by position
     "parked_count",  # :projection :generation -> one row n
@@ -306,6 +307,7 @@ CLAIMS: Final = (
     "release_sagas",  # :worker :ids (JSON array) :now -> owner '', wake_at :now where owner is :worker; the rows
     "delete_documents",  # :projection :generation -> deletes documents, parked keys and events of a generation
     "swap_projection",  # :name :shadow :version :position -> under the lock: makes shadow the live generation where the
-    #                      shadow's checkpoint is at :position and that is the log's last position; 0 or 1 rows
+    #                      shadow's checkpoint is at :position and that is the log's last position, and an inline one
+    #                      inline from there on; 0 or 1 rows
 )
 """The named claims that every backend has."""

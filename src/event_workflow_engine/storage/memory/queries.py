@@ -225,6 +225,13 @@ def _rank(value: Any) -> tuple[int, Any]:
     return (2, value if isinstance(value, str) else msgspec.json.encode(value).decode())
 
 
+def documents_by_keys(store: MemoryState, *, projection: str, generation: int, keys: str) -> Rows:
+    """The documents of some keys, by key."""
+    wanted = set(msgspec.json.decode(keys))
+    found = [row for row in _of_generation(store, "documents", projection, generation) if row["key"] in wanted]
+    return sorted(found, key=lambda row: str(row["key"]))
+
+
 def parked_keys_page(store: MemoryState, *, projection: str, generation: int) -> Rows:
     """Keys whose events are parked."""
     return _of_generation(store, "parked_keys", projection, generation)
@@ -254,7 +261,19 @@ def swap_projection(store: MemoryState, *, name: str, shadow: int, version: int,
     checkpoint = store.tables["checkpoints"].get((f"projection:{name}@{shadow}",))
     level = checkpoint is not None and checkpoint[1] == position == store.last_position()
     rows = [row for row in store.rows("projections") if row["name"] == name and row["shadow"] == shadow]
-    return [_put(store, "projections", row, generation=shadow, version=version, shadow=None) for row in rows if level]
+    return [
+        _put(
+            store,
+            "projections",
+            row,
+            generation=shadow,
+            version=version,
+            shadow=None,
+            inline_from=position if row["mode"] == "inline" else None,
+        )
+        for row in rows
+        if level
+    ]
 
 
 def _of_generation(store: MemoryState, table: str, projection: str, generation: int) -> Rows:
@@ -287,6 +306,7 @@ READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
         checkpoints_all,
         projections_all,
         documents_find,
+        documents_by_keys,
         parked_keys_page,
         parked_events_page,
         parked_count,

@@ -22,6 +22,7 @@ from event_workflow_engine.storage.sqlite.caches import NO_EVENTS, Cache, Head
 from event_workflow_engine.storage.sqlite.log_lookup import KnownIds, find_known, landed_unit, stored_appends
 from event_workflow_engine.storage.sqlite.statements import (
     HEADS,
+    ID_PLACE,
     INSERT_RECORDS,
     INSERT_STREAMS,
     INSERT_UNITS,
@@ -70,6 +71,8 @@ class Batch:
         self._last_stream = 0
         self._moved: dict[str, Head] = {}  # where streams ended before this batch, of those that it extends
         self._records: list[Any] = []
+        self._record_ids: set[str] = set()
+        self._record_ids_upto = 0
         self._unit_ids: list[Any] = []
         self._dirty: dict[str, dict[Key, Any]] = {}  # by table: the images before this batch of rows that it changes
 
@@ -335,6 +338,12 @@ class Batch:
 
     # -- ids that are stored already -----------------------------------------------------------------------------
 
+    def _accepted_record_ids(self) -> set[str]:
+        """The ids of all records accepted so far; brought up to date only when somebody asks."""
+        self._record_ids.update(self._records[self._record_ids_upto + ID_PLACE :: RECORD_WIDTH])
+        self._record_ids_upto = len(self._records)
+        return self._record_ids
+
     def _stored_before(self, unit: Unit) -> Repeated | None:
         """The verdict of a unit that is stored, or accepted earlier in this batch; ``None`` where none of it is."""
         wanted = stored_appends(unit)
@@ -351,7 +360,8 @@ class Batch:
         ids = [record[0] for _, records in wanted for record in records]
         if len(set(ids)) != len(ids):
             raise EventIdConflictError(f"unit {unit.id!r} uses an event id twice")
-        known = [i for i in ids if i in self._known.records]
+        accepted_ids = self._accepted_record_ids()
+        known = [i for i in ids if i in self._known.records or i in accepted_ids]
         if not known:
             return None
         landed = landed_unit(self._connection, unit.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from event_workflow_engine.storage.row_images import SHAPES
 
@@ -90,6 +90,14 @@ class StoreCache:
         }
         self.position: int | None = None
         self.last_stream = 0
+
+    def changed(self, tables: Iterable[str], returned: str, rows: Iterable[dict[str, Any]]) -> None:
+        """A claim changed rows: forget those of `tables`, learn the ones that it `returned`."""
+        for table in tables:
+            self.rows[table].clear()
+        for row in rows:
+            image = tuple(row.values())
+            self.rows[returned].young[image[: SHAPES[returned].width]] = image
 
     def age(self) -> None:
         """Between batches: forget what is too much."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-__all__ = ["MIGRATIONS", "Migration", "migrate"]
+__all__ = ["MIGRATIONS", "Migration", "check_known", "migrate"]
 
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -65,12 +65,8 @@ def migrate(
     Raises:
         SchemaVersionError: The schema is newer or altered, or it is older and `auto_upgrade` is off.
     """
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = check_known(connection, path, migrations)
     newest = migrations[-1].number
-    if version > newest:
-        raise SchemaVersionError(
-            f"{path}: its schema has version {version}, this library knows {newest}: upgrade event-workflow-engine"
-        )
     applied = _applied(connection) if version else {}
     for migration in migrations[:version]:
         was = applied.get(migration.number)
@@ -87,6 +83,21 @@ def migrate(
         )
     for migration in pending:
         _apply(connection, migration)
+
+
+def check_known(connection: sqlite3.Connection, path: str, migrations: Sequence[Migration] = MIGRATIONS) -> int:
+    """The schema's version.
+
+    Raises:
+        SchemaVersionError: It is newer than this version of the library.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    newest = migrations[-1].number
+    if version > newest:
+        raise SchemaVersionError(
+            f"{path}: its schema has version {version}, this library knows {newest}: upgrade event-workflow-engine"
+        )
+    return int(version)
 
 
 def _applied(connection: sqlite3.Connection) -> dict[int, str]:

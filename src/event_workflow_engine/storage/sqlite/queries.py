@@ -1,7 +1,8 @@
 """The hand-written SQL, by name, from the ``.sql`` files in ``queries/``.
 
-A file holds named queries: ``-- name: x`` begins one, ``-- changes: a, b`` says which declared tables it changes, and
-several statements of one name run in order, the last one giving the rows.
+A file holds named queries: ``-- name: x`` begins one; several statements of one name run in order, the last one giving the
+rows. Of a claim, ``-- returns: a`` names the declared table all of whose changed rows it returns, and ``-- changes: a, b``
+those that it changes besides.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ class Query(NamedTuple):
 
     Attributes:
         statements: Its SQL.
-        changes: The declared tables that it changes.
+        changes: The declared tables that it changes without returning the rows.
+        returns: The declared table whose changed rows it returns; ``""`` for none.
     """
 
     statements: tuple[str, ...]
     changes: tuple[str, ...]
+    returns: str
 
     @property
     def sql(self) -> str:
@@ -52,10 +55,15 @@ def parsed(text: str) -> dict[str, Query]:
     queries: dict[str, Query] = {}
     for block in text.split("-- name: ")[1:]:
         name, _, body = block.partition("\n")
-        changes = [line.removeprefix("-- changes: ") for line in body.splitlines() if line.startswith("-- changes: ")]
-        tables = tuple(table.strip() for line in changes for table in line.split(","))
-        queries[name.strip()] = Query(tuple(statements_of(body)), tables)
+        changes = _tables(body, "-- changes: ")
+        returns = _tables(body, "-- returns: ")
+        queries[name.strip()] = Query(tuple(statements_of(body)), changes, returns[0] if returns else "")
     return queries
+
+
+def _tables(body: str, header: str) -> tuple[str, ...]:
+    lines = [line.removeprefix(header) for line in body.splitlines() if line.startswith(header)]
+    return tuple(table.strip() for line in lines for table in line.split(","))
 
 
 def _load() -> dict[str, Query]:

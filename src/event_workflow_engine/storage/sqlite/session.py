@@ -11,7 +11,7 @@ from event_workflow_engine.storage.row_images import SHAPES
 from event_workflow_engine.storage.sqlite.caches import StoreCache
 from event_workflow_engine.storage.sqlite.connection import open_writer, refuse_foreign
 from event_workflow_engine.storage.sqlite.locks import StoreLock
-from event_workflow_engine.storage.sqlite.migrate import migrate
+from event_workflow_engine.storage.sqlite.migrate import check_known, migrate
 from event_workflow_engine.storage.sqlite.queries import QUERIES
 from event_workflow_engine.storage.user_sql import SqlGuard
 
@@ -36,6 +36,7 @@ class WriteSession:
 
     Attributes:
         cache: What is known of the store inside of a transaction.
+        foreign_commits: Whether other processes' commits were met; reset by who tells of them.
     """
 
     def __init__(self, path: str, connect: Connect) -> None:
@@ -46,6 +47,7 @@ class WriteSession:
         self._guard: SqlGuard | None = None
         self._data_version: int | None = None
         self.cache = StoreCache()
+        self.foreign_commits = False
 
     def open(self, *, auto_upgrade: bool) -> None:
         """Open the file; create or migrate its schema.
@@ -115,14 +117,19 @@ class WriteSession:
             self.rollback(reopen=True)
             raise BeginError from error
 
-    def notice_foreign_commits(self) -> bool:
-        """Whether another connection has committed since the last look; then what was remembered is forgotten."""
+    def notice_foreign_commits(self) -> None:
+        """Look whether another connection has committed since the last look; then what was remembered is forgotten.
+
+        Raises:
+            SchemaVersionError: It was a newer version of this library, and the schema is its own now.
+        """
         (version,) = self.connection.execute("PRAGMA data_version").fetchone()
-        if version == self._data_version:
-            return False
-        self._data_version = version
-        self.cache.clear()
-        return True
+        if version != self._data_version:
+            self.cache.clear()
+            check_known(self.connection, self._path)
+            # Also of a new connection, for nobody looked while there was none.
+            self.foreign_commits = True
+            self._data_version = version
 
     def commit(self) -> None:
         """Commit and let the next process in.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADS",
+    "ID_PLACE",
     "INSERT_RECORDS",
     "INSERT_STREAMS",
     "INSERT_UNITS",
@@ -84,6 +85,7 @@ _RECORD_COLUMNS: Final = (
     "id", "type", "schema", "data", "metadata", "recorded_at",
 )  # fmt: skip
 RECORD_WIDTH: Final = len(_RECORD_COLUMNS)
+ID_PLACE: Final = _RECORD_COLUMNS.index("id")
 
 INSERT_RECORDS: Final = Chunked(f"INSERT INTO events ({', '.join(_RECORD_COLUMNS)}) VALUES ", RECORD_WIDTH)
 INSERT_UNITS: Final = Chunked("INSERT INTO units (id, at) VALUES ", 2)

@@ -63,8 +63,11 @@ class Writer:
 
     def close(self) -> None:
         """Checkpoint, if nobody else has the file open, and close."""
-        with self._session.lock:
-            self._checkpoints.truncate(self._session.connection)
+        try:
+            with self._session.lock:
+                self._checkpoints.truncate(self._session.connection)
+        except (WorkflowError, sqlite3.Error, OSError) as error:  # all that was acknowledged is on disk already
+            _log.warning("%s", storage_error(error, self._path))
         self._session.close()
 
     # -- batches -------------------------------------------------------------------------------------------------
@@ -113,6 +116,8 @@ class Writer:
         for unit in units:
             try:
                 (verdict,) = self._attempt((unit,), careful=True)
+            except BeginError as error:
+                return verdicts + [self._typed(error)] * (len(units) - len(verdicts))
             except Exception as error:  # noqa: BLE001 - told to the one who waits
                 verdict = self._typed(error)
             if in_doubt and isinstance(verdict, Repeated):
@@ -146,9 +151,7 @@ class Writer:
             session.commit()
         except Exception as error:
             raise self._typed(error) from error
-        finally:
-            for table in query.changes:
-                session.cache.rows[table].clear()
+        session.cache.changed(query.changes, query.returns, rows)
         self._checkpoints.wrote(len(rows))
         return sorted(rows, key=lambda row: next(iter(row.values())))
 
@@ -218,13 +221,17 @@ class Writer:
         Args:
             quiet: No job came in the time that the last call returned.
         """
+        session = self._session
         try:
             if self._checkpoints.due(quiet=quiet):
                 self._upkeep()
-            if quiet and self.listening and self._session.notice_foreign_commits():
-                self._on_foreign_commit()
+            if quiet and self.listening:
+                session.notice_foreign_commits()
         except Exception as error:  # noqa: BLE001 - a job that comes will meet the same, and has someone to tell
             _log.warning("%s: %s", self._path, storage_error(error, self._path))
+        if session.foreign_commits:  # also those that a batch met, which itself may have committed nothing
+            session.foreign_commits = False
+            self._on_foreign_commit()
         if self.listening:
             return POLL_S
         return _UPKEEP_S if self._checkpoints.due(quiet=True) else None

@@ -27,6 +27,11 @@ ORDER BY CASE WHEN :descending THEN NULL ELSE place END,
          key
 LIMIT :limit OFFSET :offset;
 
+-- name: documents_by_keys
+SELECT projection, generation, key, body FROM documents
+WHERE projection = :projection AND generation = :generation AND key IN (SELECT value FROM json_each(:keys))
+ORDER BY key;
+
 -- name: parked_keys_page
 SELECT * FROM parked_keys WHERE projection = :projection AND generation = :generation ORDER BY key;
 
@@ -48,9 +53,10 @@ DELETE FROM parked_keys WHERE projection = :projection AND generation = :generat
 DELETE FROM parked_events WHERE projection = :projection AND generation = :generation;
 
 -- name: swap_projection
--- changes: projections
+-- returns: projections
 -- Runs in the writer's transaction, so the log's end that it sees is the end.
-UPDATE projections SET generation = :shadow, version = :version, shadow = NULL
+UPDATE projections SET generation = :shadow, version = :version, shadow = NULL,
+                       inline_from = CASE WHEN mode = 'inline' THEN :position END
 WHERE name = :name AND shadow = :shadow
   AND :position = (SELECT position FROM checkpoints WHERE name = 'projection:' || :name || '@' || :shadow)
   AND :position = (SELECT max(value, coalesce((SELECT max(position) FROM events), 0)) FROM positions_floor)

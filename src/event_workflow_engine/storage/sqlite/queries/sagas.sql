@@ -34,7 +34,7 @@ SELECT state, count(*) AS n FROM sagas GROUP BY state ORDER BY state;
 SELECT * FROM workers WHERE alive = 1 ORDER BY id;
 
 -- name: claim_sagas
--- changes: sagas
+-- returns: sagas
 -- Only to a worker that lives: what a dead one got would be found by nobody.
 UPDATE sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
 WHERE id IN (
@@ -49,20 +49,21 @@ WHERE id IN (
 RETURNING *;
 
 -- name: claim_saga
--- changes: sagas
+-- returns: sagas
 UPDATE sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
 WHERE id = :id AND ended_at IS NULL AND owner = ''
   AND EXISTS (SELECT 1 FROM workers WHERE workers.id = :worker AND alive = 1)
 RETURNING *;
 
 -- name: release_sagas
--- changes: sagas
+-- returns: sagas
 UPDATE sagas SET owner = '', wake_at = :now
 WHERE id IN (SELECT value FROM json_each(:ids)) AND owner = :worker AND ended_at IS NULL
 RETURNING *;
 
 -- name: bury_worker
--- changes: workers, sagas
+-- changes: workers
+-- returns: sagas
 -- May be repeated: it frees what a worker that is dead already still owns.
 UPDATE workers SET alive = 0 WHERE id = :id AND incarnation = :incarnation;
 
