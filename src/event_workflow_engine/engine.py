@@ -276,6 +276,10 @@ class WorkflowEngine:
         """The engine's clock, in microseconds since 1970."""
         return to_micros(self._clock.now())
 
+    async def run_command(self, command: Any, *, id: str) -> object:  # noqa: A002 - the contract's name
+        """Execute a scheduled command."""
+        return await self.commands.execute(command, id=id)
+
     async def wait_for_end(self, saga_id: str, saga: Saga[Any, Any] | None) -> Any:
         """See `SagaHandle.result`."""
         return await self._keeper.ends.wait(saga_id, saga)

@@ -71,7 +71,7 @@ class Feed:
         """
         row = await self._storage.get("checkpoints", (self.name,))
         if row is None:
-            fresh = {"position": start, "events": 0, "last_event_id": None, "saga_id": None, "recorded_at": None}
+            fresh: dict[str, Any] = {"position": start, "events": 0, "last_event_id": None, "saga_id": None, "recorded_at": None}
             claim = Row("checkpoints", "insert", (self.name,), {**fresh, "owner": self._worker})
             row = fresh
         else:

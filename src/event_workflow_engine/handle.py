@@ -85,7 +85,7 @@ class SagaHandle(Generic[Out]):
         waiting = self._host.wait_for_end(self.id, self._saga)
         if timeout is None:
             return await waiting  # type: ignore[no-any-return]
-        return await asyncio.wait_for(waiting, seconds(timeout))  # type: ignore[no-any-return]
+        return await asyncio.wait_for(waiting, seconds(timeout))
 
     async def status(self) -> WorkflowState:
         """The saga's state. One that sleeps or waits is ``RUNNING``.

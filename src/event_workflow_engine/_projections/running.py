@@ -143,8 +143,8 @@ class ProjectionRunner:
         projection, storage = self._projection, self._store.storage
         row = await storage.get("projections", (projection.name,))
         if row is None:
-            values: dict[str, Any] = {"generation": 1, "version": projection.version, "mode": projection.mode, "shadow": None,
-                      "inline_from": None}  # fmt: skip
+            values: dict[str, Any] = {"generation": 1, "version": projection.version, "mode": projection.mode}
+            values |= {"shadow": None, "inline_from": None}
             insert = Row("projections", "insert", (projection.name,), values)
             await storage.write(Unit(uuid7(), self._store.now(), rows=(insert,)))
             row = values

@@ -1,0 +1,562 @@
+"""`WorkflowScheduler`: durable one-off timers, intervals and cron lines, each slot fired once over all workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
+
+import msgspec
+
+from event_workflow_engine.callables import call_info, called
+from event_workflow_engine.clock import Clock, Duration, SystemClock, from_micros, to_micros
+from event_workflow_engine.codecs import JSON, Raw
+from event_workflow_engine.errors import (
+    DefinitionError,
+    EventIdConflictError,
+    NotRegisteredError,
+    RowConflictError,
+    StorageError,
+)
+from event_workflow_engine.feeds import Bell
+from event_workflow_engine.ids import uuid7
+from event_workflow_engine.outcomes import qualified_name
+from event_workflow_engine.saga import Saga
+from event_workflow_engine.storage.port import Row, Unit
+from event_workflow_engine.triggers import check_cron, check_interval, next_cron, next_interval
+
+if TYPE_CHECKING:
+    from event_workflow_engine.storage.port import Storage
+
+__all__ = ["Launcher", "ScheduledTask", "Task", "WorkflowScheduler"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Missed = Literal["once", "skip", "all"]
+
+_log: Final = logging.getLogger("event_workflow_engine.scheduler")
+_BATCH: Final = 100
+_BACK_OFF_S: Final = 0.5
+_MAX_ID: Final = 200
+_GRACE: Final = 1_000_000
+"""A slot is missed when it is late by more than this (microseconds)."""
+
+
+class Launcher(Protocol):
+    """What the scheduler asks of the engine."""
+
+    async def start(self, saga: str, input: Any = None, *, id: str | None = None) -> object:  # noqa: A002
+        """Start a saga by name; the same id is the same saga."""
+        ...
+
+    async def run_command(self, command: Any, *, id: str) -> object:  # noqa: A002
+        """Execute a command; the same id is the same command."""
+        ...
+
+
+class _Stored(msgspec.Struct, frozen=True, omit_defaults=True):
+    kind: Literal["saga", "call", "command"]
+    name: str
+    data: Raw = Raw(b"null")
+    id: str | None = None
+
+
+_read_task: Final = msgspec.json.Decoder(_Stored).decode
+_read_spec: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Task:
+    """What a schedule runs: a saga's start, a registered function's call, or a command.
+
+    Attributes:
+        kind: ``"saga"``, ``"call"`` or ``"command"``.
+        name: The saga's, the function's, or the command type's.
+    """
+
+    __slots__ = ("_stored", "command_type", "fn", "kind", "name")
+
+    def __init__(
+        self, stored: _Stored, *, fn: Callable[..., Any] | None = None, command_type: type | None = None
+    ) -> None:
+        self._stored = stored
+        self.kind = stored.kind
+        self.name = stored.name
+        self.fn = fn
+        self.command_type = command_type
+
+    def __repr__(self) -> str:
+        """What it runs."""
+        return f"Task.{self.kind}({self.name!r})"
+
+    @property
+    def encoded(self) -> bytes:
+        """As it is stored."""
+        return msgspec.json.encode(self._stored)
+
+    @staticmethod
+    def saga(saga: Saga[Any, Any] | str, input: Any = None, *, id: str | None = None) -> Task:  # noqa: A002
+        """Start a saga.
+
+        Args:
+            saga: A registered one, or its name.
+            input: Its input.
+            id: The saga's id; by default one for each slot, so that a slot starts its saga once.
+        """
+        name = saga if isinstance(saga, str) else saga.name
+        return Task(_Stored("saga", name, Raw(JSON.encode(input, f"input of saga {name!r}")), id))
+
+    @staticmethod
+    def call(fn: Callable[..., Any], *args: Any) -> Task:
+        """Call a registered function with arguments that JSON knows."""
+        name = called(fn)
+        return Task(_Stored("call", name, Raw(JSON.encode(args, f"arguments of {name!r}"))), fn=fn)
+
+    @staticmethod
+    def command(command: Any) -> Task:
+        """Execute a command; its id is the slot's, so that a slot executes it once."""
+        kind = type(command)
+        name = qualified_name(kind)
+        return Task(_Stored("command", name, Raw(JSON.encode(command, f"command {name!r}"))), command_type=kind)
+
+
+class ScheduledTask(msgspec.Struct, frozen=True):
+    """A schedule, as `WorkflowScheduler.list` tells it.
+
+    Attributes:
+        id: The task's id.
+        task: What it runs.
+        next_run: When it is due next, aware, in UTC.
+        paused: Whether it waits for `resume`.
+    """
+
+    id: str
+    task: Task
+    next_run: datetime
+    paused: bool
+
+
+class WorkflowScheduler:
+    """Runs sagas, commands and registered functions at their time; durable, on whichever worker is there.
+
+    A slot fires once over all workers: the row that claims it and the schedule's next run are one unit. A saga or
+    command gets an id from its slot, so that it runs once even when a worker dies in between; a function runs at least
+    once.
+    What a function raises is logged with the task's id, and its schedule goes on. Runs of one task may overlap.
+
+    Args:
+        storage: Where schedules are kept.
+        clock: Where time comes from.
+        threads: For sync functions.
+    """
+
+    def __init__(self, storage: Storage, *, clock: Clock | None = None, threads: int = 8) -> None:
+        self._storage = storage
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._threads = threads
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._commands: dict[str, type] = {}
+        self._launcher: Launcher | None = None
+        self._worker = ""
+        self._pool: ThreadPoolExecutor | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self._runs: set[asyncio.Task[None]] = set()
+        self._bell: Bell | None = None
+        self._told: set[str] = set()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self, launcher: Launcher, *, worker_id: str = "") -> None:
+        """Begin to fire, as this worker; slots that dead workers left undone come first."""
+        self._launcher = launcher
+        self._worker = worker_id
+        self._bell = Bell(self._storage)
+        self._bell.ring()
+        if worker_id:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="ewe-schedule")
+            self._timer = asyncio.create_task(self._fire_for_ever(), name="ewe-scheduler")
+
+    async def stop(self) -> None:
+        """Fire no more; functions that run may end, for as long as the engine's shutdown lasts."""
+        if self._timer is not None:
+            self._timer.cancel()
+            await asyncio.gather(self._timer, return_exceptions=True)
+            self._timer = None
+        if self._bell is not None:
+            self._bell.close()
+        for run in list(self._runs):
+            run.cancel()
+        await asyncio.gather(*self._runs, return_exceptions=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+            self._pool = None
+
+    def register(self, fn: F, *, name: str | None = None) -> F:
+        """Let schedules call a function; again after each restart. Sync; usable as a decorator.
+
+        Raises:
+            DefinitionError: Another function has the name.
+        """
+        label = called(fn) if name is None else name
+        known = self._functions.get(label)
+        if known is not None and known is not fn:
+            raise DefinitionError(f"a function named {label!r} is registered already: register this one with name=")
+        self._functions[label] = fn
+        self._told.clear()
+        if self._bell is not None:
+            self._bell.ring()
+        return fn
+
+    def register_command(self, command: type) -> None:
+        """Let schedules execute commands of a type; again after each restart."""
+        self._commands[qualified_name(command)] = command
+
+    # -- scheduling --------------------------------------------------------------------------------------------------
+
+    async def schedule(
+        self,
+        task: Task | Saga[None, Any] | Callable[..., Any],
+        *,
+        delay: Duration,
+        id: str | None = None,  # noqa: A002 - the contract's name
+    ) -> str:
+        """Run a task once, after a delay.
+
+        Args:
+            task: A `Task`, a saga without input, or a registered function.
+            delay: Seconds or timedelta.
+            id: The task's id; the same id replaces. A new UUID version 7 by default.
+
+        Returns:
+            The task's id.
+
+        Raises:
+            DefinitionError: The delay or id is wrong.
+        """
+        due = self._now() + check_interval(delay, "delay", zero=True)
+        return await self._store(uuid7() if id is None else id, "once", {}, task, due)
+
+    async def schedule_at(
+        self,
+        task: Task | Saga[None, Any] | Callable[..., Any],
+        when: datetime,
+        *,
+        id: str | None = None,  # noqa: A002 - the contract's name
+    ) -> str:
+        """Run a task once, at an instant; at once when that has passed.
+
+        Raises:
+            DefinitionError: `when` has no time zone.
+        """
+        if when.tzinfo is None:
+            raise DefinitionError(f"schedule_at({when!r}): an aware datetime, with a time zone")
+        return await self._store(uuid7() if id is None else id, "once", {}, task, to_micros(when))
+
+    async def every(
+        self,
+        interval: Duration,
+        task: Task | Saga[None, Any] | Callable[..., Any],
+        *,
+        missed: Missed = "once",
+        id: str | None = None,  # noqa: A002 - the contract's name
+    ) -> str:
+        """Run a task again and again. Slots are start + n × interval: they do not drift.
+
+        Args:
+            interval: Seconds or timedelta.
+            task: What runs.
+            missed: After an outage: one run, none, or all those that were missed.
+            id: The same id replaces; by default the task's name, so that startup code may be repeated.
+        """
+        step = check_interval(interval, "interval")
+        spec = {"interval": step, "start": self._now() + step, "missed": _checked(missed)}
+        return await self._store(id, "every", spec, task, self._now() + step)
+
+    async def cron(
+        self,
+        expression: str,
+        task: Task | Saga[None, Any] | Callable[..., Any],
+        *,
+        tz: str = "UTC",
+        missed: Missed = "once",
+        id: str | None = None,  # noqa: A002 - the contract's name
+    ) -> str:
+        """Run a task by a cron line, in a time zone.
+
+        Args:
+            expression: Five fields, as in crontab(5).
+            task: What runs.
+            tz: An IANA zone. A slot that spring leaves out fires at the first valid instant; one that autumn repeats
+                fires at the first of both.
+            missed: After an outage: one run, none, or all those that were missed.
+            id: The same id replaces; by default the task's name.
+
+        Raises:
+            DefinitionError: The line or zone cannot be read.
+        """
+        check_cron(expression, tz)
+        spec = {"expression": expression, "tz": tz, "missed": _checked(missed)}
+        return await self._store(id, "cron", spec, task, next_cron(expression, tz, self._now()))
+
+    async def _store(self, task_id: str | None, kind: str, spec: dict[str, Any], task: Any, due: int) -> str:
+        made = self._task(task)
+        task_id = made.name if task_id is None else task_id
+        if not task_id or len(task_id) > _MAX_ID or not task_id.isprintable():
+            raise DefinitionError(f"task id {task_id[:50]!r}: 1 to {_MAX_ID} printable characters")
+        if made.command_type is not None:
+            self.register_command(made.command_type)
+        old = await self._storage.get("schedules", (task_id,))
+        if old is not None and (old["kind"], old["task"]) == (kind, made.encoded) and kind != "once":
+            before = _read_spec(old["spec"])
+            if {**before, "start": 0} == {**spec, "start": 0}:
+                return task_id  # startup code that is repeated: the slots go on as they were
+        values = {
+            "kind": kind,
+            "spec": msgspec.json.encode(spec).decode(),
+            "task": made.encoded,
+            "next_run": due,
+            "paused": 0,
+            "created_at": self._now(),
+        }
+        await self._write(Row("schedules", "upsert", (task_id,), values))
+        return task_id
+
+    def _task(self, task: Any) -> Task:
+        if isinstance(task, Task):
+            made = task
+        elif isinstance(task, Saga):
+            made = Task.saga(task)
+        elif callable(task):
+            made = Task.call(task)
+        else:
+            raise DefinitionError(f"{task!r} is no task: a Task, a saga without input, or a registered function")
+        if made.fn is not None and self._functions.get(made.name) is not made.fn:
+            names = [name for name, fn in self._functions.items() if fn is made.fn]
+            if not names:
+                raise NotRegisteredError(f"function {made.name!r} is not registered: call scheduler.register(…) first")
+            stored = _read_task(made.encoded)
+            made = Task(msgspec.structs.replace(stored, name=names[0]), fn=made.fn)
+        return made
+
+    # -- looking after -----------------------------------------------------------------------------------------------
+
+    async def cancel(self, id: str) -> bool:  # noqa: A002 - the contract's name
+        """Forget a task; whether there was one."""
+        try:
+            await self._write(Row("schedules", "delete", (id,)))
+        except RowConflictError:
+            return False
+        return True
+
+    async def pause(self, id: str) -> None:  # noqa: A002 - the contract's name
+        """Let a task fire no more until `resume`.
+
+        Raises:
+            NotRegisteredError: There is none.
+        """
+        await self._change(id, {"paused": 1})
+
+    async def resume(self, id: str) -> None:  # noqa: A002 - the contract's name
+        """Let a paused task fire again; what it missed meanwhile goes by its policy.
+
+        Raises:
+            NotRegisteredError: There is none.
+        """
+        await self._change(id, {"paused": 0})
+
+    async def _change(self, task_id: str, values: dict[str, Any]) -> None:
+        try:
+            await self._write(Row("schedules", "update", (task_id,), values))
+        except RowConflictError:
+            raise NotRegisteredError(f"there is no scheduled task {task_id!r}") from None
+
+    async def trigger(self, id: str) -> None:  # noqa: A002 - the contract's name
+        """Run a task now, besides its schedule, which stays as it is.
+
+        Raises:
+            NotRegisteredError: There is none.
+        """
+        row = await self._storage.get("schedules", (id,))
+        if row is None:
+            raise NotRegisteredError(f"there is no scheduled task {id!r}")
+        slot = self._now()
+        claim = Row("slots", "insert", (id, slot), {"worker": self._worker, "fired_at": slot, "done": 0})
+        await self._write(claim)
+        self._launch(row, slot)
+
+    async def list(self) -> Sequence[ScheduledTask]:
+        """All tasks that are still to run, by id."""
+        rows = await self._storage.query("schedules_all")
+        return [
+            ScheduledTask(row["id"], Task(_read_task(row["task"])), from_micros(row["next_run"]), bool(row["paused"]))
+            for row in rows
+            if row["next_run"] is not None
+        ]
+
+    # -- firing ------------------------------------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        return to_micros(self._clock.now())
+
+    async def _write(self, *rows: Row) -> None:
+        await self._storage.write(Unit(uuid7(), self._now(), rows=rows))
+
+    async def _fire_for_ever(self) -> None:
+        assert self._bell is not None
+        repaired = False
+        while True:
+            try:
+                if not repaired:
+                    await self._repair()
+                    repaired = True
+                waiting = await self._fire_due()
+                await self._sleep(waiting)
+            except StorageError as error:
+                _log.warning("scheduling failed, trying again: %s", error)
+                await asyncio.sleep(_BACK_OFF_S)
+
+    async def _sleep(self, until: int | None) -> None:
+        """Until then, or until something was committed."""
+        assert self._bell is not None
+        rang = asyncio.ensure_future(self._bell.wait())
+        waits: set[asyncio.Future[None]] = {rang}
+        if until is not None:
+            waits.add(asyncio.ensure_future(self._clock.sleep_until(from_micros(until))))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _fire_due(self) -> int | None:
+        """Fire what is due; when the next is."""
+        now = self._now()
+        for row in await self._storage.query("due_schedules", now=now, limit=_BATCH):
+            if self._runnable(row):
+                await self._fire(row, now)
+        later = [row for row in await self._storage.query("schedules_all") if not row["paused"]]
+        times = [row["next_run"] for row in later if row["next_run"] is not None and self._runnable(row)]
+        return min(times, default=None)
+
+    def _runnable(self, row: dict[str, Any]) -> bool:
+        task = _read_task(row["task"])
+        missing = (task.kind == "call" and task.name not in self._functions) or (
+            task.kind == "command" and task.name not in self._commands
+        )
+        if missing and row["id"] not in self._told:
+            self._told.add(row["id"])
+            _log.warning("task %s waits: %s %r is not registered here", row["id"], task.kind, task.name)
+        return not missing
+
+    async def _fire(self, row: dict[str, Any], now: int) -> None:
+        """Claim a slot and advance the schedule in one unit; whoever loses, another worker has fired it."""
+        slot: int = row["next_run"]
+        slots, following = self._slots(row, slot, now)
+        owned = {"next_run": slot, "task": row["task"]}
+        if following is None:
+            # It goes when it has run: a crash in between finds it again.
+            advance = Row("schedules", "update", (row["id"],), {"next_run": None}, owned)
+        else:
+            advance = Row("schedules", "update", (row["id"],), {"next_run": following}, owned)
+        claims = [
+            Row("slots", "insert", (row["id"], one), {"worker": self._worker, "fired_at": now, "done": 0})
+            for one in slots
+        ]
+        try:
+            await self._write(advance, *claims)
+        except RowConflictError:
+            return
+        for one in slots:
+            self._launch(row, one)
+
+    def _slots(self, row: dict[str, Any], slot: int, now: int) -> tuple[Sequence[int], int | None]:
+        """The slots to fire now, and the next run."""
+        if row["kind"] == "once":
+            return [slot], None
+        spec = _read_spec(row["spec"])
+        missed = [slot]
+        following = self._following(row["kind"], spec, slot)
+        if spec["missed"] == "all":
+            while following <= now and len(missed) < _BATCH:
+                missed.append(following)
+                following = self._following(row["kind"], spec, following)
+            return missed, following
+        if following <= now or now - slot > _GRACE:
+            late = self._following(row["kind"], spec, now)
+            return ([slot] if spec["missed"] == "once" else []), late
+        return [slot], following
+
+    def _following(self, kind: str, spec: dict[str, Any], after: int) -> int:
+        if kind == "every":
+            return next_interval(spec["start"], spec["interval"], after)
+        return next_cron(spec["expression"], spec["tz"], after)
+
+    async def _repair(self) -> None:
+        """Slots that a worker claimed and did not finish: run again, under the same ids."""
+        alive = {row["id"] for row in await self._storage.query("live_workers")} - {self._worker}
+        for slot in await self._storage.query("open_slots"):
+            if slot["worker"] in alive:
+                continue
+            owned = {"worker": slot["worker"], "done": 0}
+            take = Row("slots", "update", (slot["schedule"], slot["slot"]), {"worker": self._worker}, owned)
+            row = await self._storage.get("schedules", (slot["schedule"],))
+            try:
+                await self._write(take)
+            except RowConflictError:
+                continue
+            if row is not None and self._runnable(row):
+                self._launch(row, slot["slot"])
+
+    def _launch(self, row: dict[str, Any], slot: int) -> None:
+        run = asyncio.create_task(self._run(row, slot), name=f"ewe-task:{row['id']}")
+        self._runs.add(run)
+        run.add_done_callback(self._runs.discard)
+
+    async def _run(self, row: dict[str, Any], slot: int) -> None:
+        task, run_id = _read_task(row["task"]), f"{row['id']}@{slot}"
+        assert self._launcher is not None
+        try:
+            if task.kind == "saga":
+                value = JSON.decode(task.data, Any, f"input of task {row['id']!r}")
+                await self._launcher.start(task.name, value, id=task.id or run_id)
+            elif task.kind == "command":
+                command = JSON.decode(task.data, self._commands[task.name], f"command of task {row['id']!r}")
+                await self._launcher.run_command(command, id=run_id)
+            else:
+                await self._call(task)
+        except StorageError:
+            _log.exception("task %s: its slot stays open and is run again when a worker starts", row["id"])
+            return
+        except EventIdConflictError:
+            _log.exception("task %s: the id %s was used for something else", row["id"], run_id)
+        except Exception:  # noqa: BLE001 - what a user's function raises must not end the schedule
+            _log.exception("task %s raised; its schedule goes on", row["id"])
+        rows = [Row("slots", "delete", (row["id"], slot))]
+        now = await self._storage.get("schedules", (row["id"],))
+        if now is not None and now["next_run"] is None and now["task"] == row["task"]:
+            rows.append(Row("schedules", "delete", (row["id"],), {}, {"next_run": None, "task": row["task"]}))
+        try:
+            await self._write(*rows)
+        except RowConflictError:
+            await self._write(rows[0])  # the task was scheduled anew meanwhile
+
+    async def _call(self, task: _Stored) -> None:
+        fn = self._functions[task.name]
+        arguments = JSON.decode(task.data, tuple[Any, ...], f"arguments of {task.name!r}")
+        if call_info(fn).is_async:
+            await fn(*arguments)
+            return
+        context = contextvars.copy_context()
+        result = await asyncio.get_running_loop().run_in_executor(self._pool, context.run, fn, *arguments)
+        if inspect.isawaitable(result):
+            await result
+
+
+def _checked(missed: Any) -> str:
+    if missed not in ("once", "skip", "all"):
+        raise DefinitionError(f"missed={missed!r}: 'once', 'skip' or 'all'")
+    return str(missed)
