@@ -388,6 +388,20 @@ async def test_the_same_id_at_the_same_time_is_executed_once(store: EventStore, 
     assert await balance(store) == 5
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["conflict of versions", "conflict of event ids"])
+async def test_losing_against_the_same_command_is_no_loss(store: EventStore, named: bool) -> None:
+    """Another process executes it while this one decides, and this one may not even try again."""
+    elsewhere = bus_on(store, lambda account, command: NewEvent("commands-deposited", {"cents": 1}, id="own"))
+
+    async def decide(account: Account, command: Deposit) -> NewEvent:
+        await elsewhere.execute(command, id="cmd-1")
+        return NewEvent("commands-deposited", {"cents": 2}, id="own" if named else None)
+
+    bus = bus_on(store, decide, retry=RetryPolicy(attempts=1))
+    assert await bus.execute(Deposit("a", 5), id="cmd-1") == Appended(1, (1,))
+    assert await balance(store) == 1
+
+
 async def test_a_command_that_is_no_json_cannot_have_an_id(store: EventStore) -> None:
     class Opaque:
         pass

@@ -336,6 +336,7 @@ async def test_all_streams_by_type_and_category(store: EventStore) -> None:
     assert await found(types=[h.StepSucceeded, h.SagaCompleted]) == [
         h.StepSucceeded("a"), h.StepSucceeded("b"), h.SagaCompleted(),
     ]  # fmt: skip
+    assert await found(types=h.SagaCompleted) == [h.SagaCompleted()]
     assert await found(types=h.StepStarted, after=4) == [h.StepStarted("b")]
     assert await found(types="store-unknown") == []
 
@@ -345,6 +346,18 @@ async def test_asking_for_a_class_that_is_not_registered_is_an_error(store: Even
         store.read_all(types=int)
     with pytest.raises(NotRegisteredError, match="int"):
         store.follow(types=[Opened, int])
+
+
+async def test_what_is_wanted_of_the_log_is_read_in_pages(store: EventStore) -> None:
+    await asyncio.gather(
+        *(store.append(f"{kind}-{n}", numbered(3, f"{kind}-{n}")) for n in range(500) for kind in ("door", "gate"))
+    )
+    wanted = [event.position for event in await everything(store.read_all()) if event.stream.startswith("door-")]
+    assert len(wanted) == 1500
+    assert [event.position for event in await everything(store.read_all(categories="door"))] == wanted
+    assert [event.position for event in await everything(store.read_all(categories="door", limit=1200))] == wanted[
+        :1200
+    ]
 
 
 async def test_the_whole_log_is_read_in_pages(store: EventStore) -> None:
