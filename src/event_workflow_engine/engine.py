@@ -21,7 +21,7 @@ from event_workflow_engine.ids import uuid7
 from event_workflow_engine.projections import ProjectionManager
 from event_workflow_engine.runner.definitions import Definitions
 from event_workflow_engine.runner.keeper import SagaKeeper
-from event_workflow_engine.runner.kit import Kit
+from event_workflow_engine.runner.kit import Interceptor, Kit
 from event_workflow_engine.scheduler import WorkflowScheduler
 from event_workflow_engine.snapshots import SnapshotManager
 from event_workflow_engine.storage import open_storage
@@ -95,6 +95,7 @@ class WorkflowEngine:
         self._definitions = Definitions()
         self._keeper = SagaKeeper(self._definitions, config)
         self._open: AsyncExitStack | None = None
+        self._intercept: Interceptor | None = None
         self.store = EventStore(self._storage, clock=self._clock)
         self.bus = EventBus()
         self.snapshots = SnapshotManager(self.store)
@@ -139,6 +140,7 @@ class WorkflowEngine:
             worker=worker.ref,
             context=contextvars.copy_context(),
             host=self._keeper,
+            intercept=self._intercept,
         )
         alarms.start()
         stack.push_async_callback(alarms.stop)
@@ -259,6 +261,17 @@ class WorkflowEngine:
     def repository(self, aggregate: type[A]) -> Repository[A]:
         """Load and save aggregates of one type."""
         return Repository(self.store, aggregate, snapshots=self.snapshots)
+
+    # -- for the testing kit -----------------------------------------------------------------------------------------
+
+    def intercept(self, interceptor: Interceptor) -> None:
+        """Let something stand in for actions and compensations, from the next time that the engine is entered."""
+        self._intercept = interceptor
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no action, compensation or write of a saga is under way in this process."""
+        return self._keeper.is_idle
 
     # -- what handles and the scheduler use --------------------------------------------------------------------------
 

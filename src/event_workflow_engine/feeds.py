@@ -71,7 +71,13 @@ class Feed:
         """
         row = await self._storage.get("checkpoints", (self.name,))
         if row is None:
-            fresh: dict[str, Any] = {"position": start, "events": 0, "last_event_id": None, "saga_id": None, "recorded_at": None}
+            fresh: dict[str, Any] = {
+                "position": start,
+                "events": 0,
+                "last_event_id": None,
+                "saga_id": None,
+                "recorded_at": None,
+            }
             claim = Row("checkpoints", "insert", (self.name,), {**fresh, "owner": self._worker})
             row = fresh
         else:
@@ -82,8 +88,8 @@ class Feed:
         last = await self._storage.last_position()
         if row["position"] > last:
             raise LogRewoundError(
-                f"{self.name} has read up to position {row['position']}, but the log of {self._storage.url} ends at "
-                f"{last}: it was restored from a backup or lost its end; rebuild what was fed from it"
+                f"{self.name} has read up to position {row['position']}, but the log of {self._storage.url} "
+                f"ends at {last}: it was restored from a backup or lost its end; rebuild what was fed from it"
             )
         try:
             await self._storage.write(Unit(uuid7(), self._now(), rows=(claim,)))

@@ -50,10 +50,11 @@ def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt
         **_common(run, state.step, state.attempt, spec.timeout, attempt),
     )
     args = command.args if command.args is not None else (context,) if spec.info.takes_context else ()
+    fn, is_async = _called(run, spec.action, is_async=spec.info.is_async)
     attempt.start(
-        spec.action,
+        fn,
         args,
-        is_async=spec.info.is_async,
+        is_async=is_async,
         context=_context(run, state.step, context),
         loop=kit.loop,
         pool=kit.actions,
@@ -85,16 +86,26 @@ def launch_compensation(run: SagaRun, spec: CompensationSpec, step: StepState, s
         outcome=state.planned.outcome,
         **_common(run, step.step, state.attempt, None, attempt),
     )
+    fn, is_async = _called(run, spec.fn, is_async=spec.info.is_async)
     attempt.start(
-        spec.fn,
+        fn,
         (context,) if spec.info.takes_context else (),
-        is_async=spec.info.is_async,
+        is_async=is_async,
         context=_context(run, step.step, context),
         loop=kit.loop,
         pool=kit.undo,
         timeout=None,
     )
     return attempt
+
+
+def _called(run: SagaRun, fn: Callable[..., Any], *, is_async: bool) -> tuple[Callable[..., Any], bool]:
+    """What to call: the function, or what a test has put in its place."""
+    if run.kit.intercept is not None:
+        stand_in = run.kit.intercept(fn)
+        if stand_in is not None:
+            return stand_in, True
+    return fn, is_async
 
 
 def _common(run: SagaRun, step: str, number: int, timeout: float | None, attempt: Attempt) -> dict[str, Any]:

@@ -62,8 +62,8 @@ class Definitions:
             return self._sagas[saga, version]
         if self._sagas.get((saga.name, saga.version)) is not saga:
             raise NotRegisteredError(
-                f"saga {saga.name!r} version {saga.version} is not registered with this engine: call engine.register(…) "
-                "first; one that ran unregistered could not be resumed"
+                f"saga {saga.name!r} version {saga.version} is not registered with this engine: call "
+                "engine.register(…) first; one that ran unregistered could not be resumed"
             )
         return saga
 

@@ -369,6 +369,11 @@ class SagaKeeper:
                 self._due_alarm.cancel()
             self._due_alarm = self.kit.alarms.at(when, self._due.set)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no code of a saga and no unit is under way, and nothing waits to be claimed."""
+        return not self._due.is_set() and not any(run.acting_on for run in self._runs.values())
+
     def poke(self) -> None:
         """Sagas may have become free: claim what there is room for."""
         self._due.set()
@@ -391,7 +396,7 @@ class SagaKeeper:
                 _log.warning("claiming sagas failed, trying again: %s", error)
                 await asyncio.sleep(_BACK_OFF_S)
                 self._due.set()
-            except Exception:  # nothing else would claim sagas if this task ended
+            except Exception:  # noqa: BLE001 - nothing else would claim sagas if this task ended
                 _log.exception("claiming sagas failed, trying again")
                 await asyncio.sleep(_BACK_OFF_S)
                 self._due.set()

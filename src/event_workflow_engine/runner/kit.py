@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from event_workflow_engine.clock import Clock, to_micros
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Storage, WorkerRef
     from event_workflow_engine.timers import Alarms
 
-__all__ = ["Host", "Kit"]
+__all__ = ["Host", "Interceptor", "Kit"]
+
+Interceptor = Callable[[Callable[..., Any]], Callable[..., Any] | None]
+"""Asked for each action and compensation: the async function that stands in for it; ``None``: none does."""
 
 
 class Host(Protocol):
@@ -48,7 +52,19 @@ class Host(Protocol):
 class Kit:
     """The shared parts, put together by the engine for each time that it is entered."""
 
-    __slots__ = ("actions", "alarms", "clock", "codec", "context", "host", "loop", "storage", "undo", "worker")
+    __slots__ = (
+        "actions",
+        "alarms",
+        "clock",
+        "codec",
+        "context",
+        "host",
+        "intercept",
+        "loop",
+        "storage",
+        "undo",
+        "worker",
+    )
 
     def __init__(
         self,
@@ -63,6 +79,7 @@ class Kit:
         worker: WorkerRef,
         context: Context,
         host: Host,
+        intercept: Interceptor | None = None,
     ) -> None:
         self.storage = storage
         self.clock = clock
@@ -74,6 +91,7 @@ class Kit:
         self.worker = worker
         self.context = context
         self.host = host
+        self.intercept = intercept
 
     def now(self) -> int:
         """The clock, in microseconds since 1970."""

@@ -278,4 +278,4 @@ def _refuse(name: str) -> Callable[..., NoReturn]:
 for _name in dir(asyncio.AbstractEventLoop):
     if not _name.startswith("_") and _name not in vars(SagaLoop):
         setattr(SagaLoop, _name, _refuse(_name))
-SagaLoop.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
+SagaLoop.__abstractmethods__ = frozenset()

@@ -139,9 +139,9 @@ def _check_requested(run: SagaRun, step: str) -> Any:
     call = None if run.script is None else run.script.requested(step)
     if call is None:
         raise NonDeterminismError(
-            f"saga {run.saga.name!r} version {run.saga.version}: the journal of {run.saga_id!r} has a step "
-            f"{step!r} under way that the code does not ask for: register the code that it was started with, or give the changed code a "
-            "higher version"
+            f"saga {run.saga.name!r} version {run.saga.version}: the journal of {run.saga_id!r} has a step {step!r} "
+            "under way that the code does not ask for: register the code that it was started with, or give the changed "
+            "code a higher version"
         )
     return call
 

@@ -1,0 +1,85 @@
+"""`VirtualClock`: time that stands still until a test moves it."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["VirtualClock"]
+
+_START: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_TURNS: Final = 50
+
+
+class VirtualClock:
+    """A clock for tests: three days pass in milliseconds, and everything that was due on the way happens in order.
+
+    Args:
+        start: What it shows first; aware.
+        settle: Awaited after each time that it moves, so that what was woken is done before time goes on. By default
+            the loop is turned a number of times, which is enough for what needs no thread.
+
+    Example:
+        >>> async def main() -> None:
+        ...     clock = VirtualClock()
+        ...     sleeper = asyncio.create_task(clock.sleep_until(clock.now() + timedelta(days=1)))
+        ...     await clock.advance(hours=23)
+        ...     print(sleeper.done())
+        ...     await clock.advance(hours=1)
+        ...     print(sleeper.done())
+        >>> asyncio.run(main())
+        False
+        True
+    """
+
+    def __init__(self, start: datetime = _START, *, settle: Callable[[], Awaitable[None]] | None = None) -> None:
+        if start.tzinfo is None:
+            raise ValueError(f"VirtualClock({start!r}): an aware datetime")
+        self._now = start.astimezone(UTC)
+        self._sleepers: list[tuple[datetime, int, asyncio.Future[None]]] = []
+        self._order = count()
+        self.settle: Callable[[], Awaitable[None]] = settle if settle is not None else _turn
+
+    def now(self) -> datetime:
+        """What it shows."""
+        return self._now
+
+    async def sleep_until(self, when: datetime, /) -> None:
+        """Wait until the clock is moved to `when` or past it."""
+        if when <= self._now:
+            return
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (when, next(self._order), woken))
+        await woken
+
+    async def advance(self, by: timedelta | None = None, /, **parts: Any) -> None:
+        """Move the clock, waking each sleeper at its time, in order; what a woken one sets up on the way is included.
+
+        Args:
+            by: How far.
+            parts: Or as `timedelta`'s parts: ``days=3``.
+        """
+        until = self._now + (by if by is not None else timedelta(**parts))
+        await self.settle()
+        while True:
+            while self._sleepers and self._sleepers[0][2].done():
+                heapq.heappop(self._sleepers)
+            if not self._sleepers or self._sleepers[0][0] > until:
+                break
+            when, _, woken = heapq.heappop(self._sleepers)
+            self._now = max(self._now, when)
+            woken.set_result(None)
+            await self.settle()
+        self._now = until
+        await self.settle()
+
+
+async def _turn() -> None:
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
