@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.peers:
         console.print("Preparing the peers' environment …", style="dim")
         peer_environment.ensure()
-    folder: Path = options.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="run-", dir=options.folder))
     runner = Runner(
         quick=options.quick,
         repeat=options.repeat,

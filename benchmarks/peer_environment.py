@@ -24,7 +24,7 @@ def ensure() -> None:
         subprocess.run([uv, "pip", "install", "--quiet", "-p", str(PYTHON), "-r", str(REQUIREMENTS)], check=True)
     else:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
-        subprocess.run([str(PYTHON), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)], check=True)
+        subprocess.run([str(PYTHON), "-m", "pip", "install", "-qq", "-r", str(REQUIREMENTS)], check=True)
     stamp.write_text(wanted)
 
 
