@@ -67,7 +67,7 @@ def step(
 def step(
     fn: Callable[..., Any],
     /,
-    *args: Any,
+    *args: *Ts,
     compensation: Callable[..., Any] | None = None,
     name: str | None = None,
     key: str | None = None,
@@ -142,7 +142,7 @@ def sleep(delay: Duration) -> Coroutine[Any, Any, None]:
         DefinitionError: It is no length of time.
     """
     present = runtime("sleep()")
-    length = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    length: Any = delay.total_seconds() if isinstance(delay, timedelta) else delay
     if isinstance(length, bool) or not isinstance(length, (int, float)) or not math.isfinite(length):
         raise DefinitionError(f"sleep({delay!r}): seconds or a timedelta")
     return present.sleep(max(0.0, float(length)))

@@ -175,8 +175,7 @@ class Saga(Generic[In_contra, Out_co]):
     ) -> None:
         check_name(name, "saga name")
         with said_by(f"saga {name!r}"):
-            if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-                raise DefinitionError(f"version={version!r}: a whole number from 1")
+            _check_version(version)
             one_of("on_failure", on_failure, OnFailure)
             one_of("on_exception", on_exception, OnException)
             self.timeout = None if timeout is None else check_seconds(timeout, "timeout")
@@ -349,6 +348,11 @@ def saga(
         )  # fmt: skip
 
     return make
+
+
+def _check_version(version: Any) -> None:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise DefinitionError(f"version={version!r}: a whole number from 1")
 
 
 def _checked_function(fn: Any) -> CallInfo:

@@ -209,7 +209,7 @@ def checked_order(
         check_acyclic(after)
         return after
     # Both at once would be either redundant or a contradiction, and whoever writes it means neither.
-    if ordered := next((step for step in steps if step.after), None):
+    if ordered := next((step for step in steps if _refs(step)), None):
         raise DefinitionError(
             f"step {ordered.name!r} has after=, but sequential=True orders the steps already: use one"
         )
