@@ -147,15 +147,16 @@ class WorkflowEngine:
         if self._config.worker:
             stack.push_async_callback(worker.stop)
             await worker.start()
-        self.bus.attach(self.store, worker_id=worker.ref.id)
+        feeder = worker.ref.id if self._config.worker else ""
+        self.bus.attach(self.store, worker_id=feeder)
         stack.push_async_callback(self.bus.stop)
         await self.bus.start()
         stack.push_async_callback(self.projections.stop)
-        await self.projections.start(worker_id=worker.ref.id)
+        await self.projections.start(worker_id=feeder)
         stack.push_async_callback(self._keeper.stop)
         self._keeper.start(kit)
         stack.push_async_callback(self.scheduler.stop)
-        await self.scheduler.start(self, worker_id=worker.ref.id)
+        await self.scheduler.start(self, worker_id=feeder)
 
     def _pool(self, stack: AsyncExitStack, name: str) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(self._config.threads, thread_name_prefix=name)

@@ -176,8 +176,7 @@ class Lanes:
 
     async def _bury(self, delivery: Delivery, error: Exception, attempts: int) -> None:
         event = delivery.event()
-        _log.error("subscription %s: %s %s is a dead letter after %d attempts", self.name, event.type, event.id, attempts,
-                   exc_info=error)  # fmt: skip
+        _log.error("subscription %s: %s %s is a dead letter", self.name, event.type, event.id, exc_info=error)
         while True:
             try:
                 await self._dead.add(self.name, event, delivery.schema, error, attempts, datetime.now(UTC))
@@ -197,6 +196,7 @@ class Lanes:
         for lane in self._lanes:
             while len(lane.queue) > 1:
                 lane.queue.pop()
+            lane.room.set()
         await self.idle()
         if self._pool is not None:
             self._pool.shutdown(wait=False)

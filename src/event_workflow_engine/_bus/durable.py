@@ -41,6 +41,7 @@ class DurableFeed:
         self._open: dict[int, None] = {}
         self._read = 0
         self._owned = False
+        self._stopping = False
         self._progress = asyncio.Event()
         self._bell: Bell | None = None
         self._task: asyncio.Task[None] | None = None
@@ -59,10 +60,15 @@ class DurableFeed:
 
     async def stop(self) -> None:
         """Feed no more, note what was handled, and let another worker go on."""
-        self.cancel()
+        self._stopping = True  # not cancelled: a checkpoint that is on its way is seen to land
+        if self._bell is not None:
+            self._bell.ring()
+        self._progress.set()
+        await self._lanes.stop()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._lanes.stop()
+        self.cancel()
         if self._owned:
             try:
                 await self._save()
@@ -87,10 +93,12 @@ class DurableFeed:
 
     async def _run(self) -> None:
         assert self._bell is not None
-        while True:
+        while not self._stopping:
             try:
-                while not await self._feed.claim(await self._start()):
+                while not self._stopping and not await self._feed.claim(await self._start()):
                     await self._bell.wait()
+                if self._stopping:
+                    return
                 self._owned = True
                 self._read = self._feed.position
                 self._progress.set()
@@ -112,12 +120,14 @@ class DurableFeed:
 
     async def _read_on(self) -> None:
         assert self._bell is not None
-        while True:
+        while not self._stopping:
             types = self._types()
             records = await self._store.storage.read_log(
                 after=self._read, limit=_PAGE, types=sorted(types) if types is not None else ()
             )
             for record in records:
+                if self._stopping:
+                    return
                 for single in unpack(record):
                     if types is None or single.type in types:
                         self._open[single.position] = None
@@ -128,7 +138,7 @@ class DurableFeed:
             if not records:
                 await self._catch_up(types)
                 continue
-            while len(self._open) > _WINDOW:
+            while len(self._open) > _WINDOW and not self._stopping:
                 self._progress.clear()
                 await self._progress.wait()
             await self._save()

@@ -145,7 +145,7 @@ class SagaLoop(_Base):  # type: ignore[misc]
             if not ready:
                 return
             handle = ready.popleft()
-            if not handle._cancelled:  # type: ignore[attr-defined]  # noqa: SLF001 - as asyncio's own loops do
+            if not handle._cancelled:  # noqa: SLF001 - as asyncio's own loops do
                 handle._run()  # noqa: SLF001 - as above
         self._note(NonDeterminismError("the body of the saga function spins: it runs on and on without ever waiting"))
         ready.clear()
