@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from inspect import isawaitable
@@ -184,23 +184,13 @@ class CommandBus:
         decided = route.handler(aggregate, command)
         if isawaitable(decided):
             decided = await decided
-        events = self._listed(decided)
+        events = [] if decided is None else self._store.serializer.listed(_drained(decided))
         if not events:
             return await self._nothing(claim, stream_of(route.aggregate, key), aggregate.version)
         records, payloads = store.prepare(events, None if claim is None else {"causation_id": claim.id})
         version = aggregate.version + len(records)
         rows = () if claim is None else (claim.row(version, records),)
         return await save_decided(store, snapshots, aggregate, records, payloads, rows=rows)
-
-    def _listed(self, decided: Any) -> list[Any]:
-        if decided is None:
-            return []
-        if self._store.serializer.is_event(decided) or isinstance(decided, (str, bytes, dict)):
-            return [decided]  # of the latter, the store says what is wrong with them
-        try:
-            return list(decided)
-        except TypeError:
-            return [decided]
 
     async def _nothing(self, claim: _Claim | None, stream: str, version: int) -> Appended:
         """There was nothing to do: with an id, that is kept too, if the stream still is as it was looked at."""
@@ -269,6 +259,11 @@ class _Claim(msgspec.Struct, frozen=True):
             "positions": records[0].id if records else None,
         }
         return Row("commands", "insert", (self.id,), values)
+
+
+def _drained(decided: Any) -> Any:
+    """The events of a handler that yields them; anything else as it is."""
+    return list(decided) if isinstance(decided, Iterator) else decided
 
 
 def _digest(command: Any, command_id: str) -> str:

@@ -170,7 +170,7 @@ class EventStore:
         write = self.serializer.write
         records: list[NewRecord] = []
         payloads: list[Any] = []
-        for event in self._each(events):
+        for event in self.serializer.listed(events):
             own = event.metadata if type(event) is NewEvent else None
             record, payload = write(event, encoded if own is None else _metadata_json(_overlaid(own, known)))
             records.append(record)
@@ -178,11 +178,6 @@ class EventStore:
         if not records:
             raise DefinitionError("an append needs at least one event")
         return tuple(records), payloads
-
-    def _each(self, events: Any) -> Iterable[Any]:
-        if not isinstance(events, (list, tuple)) or self.serializer.is_event(events):
-            return (events,)
-        return events
 
     def unit(
         self,

@@ -7,7 +7,7 @@ not decoded.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -29,8 +29,6 @@ from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage.port import NewRecord, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from event_workflow_engine.storage.port import Unit, Written
 
 __all__ = [
@@ -302,9 +300,11 @@ class EventSerializer:
             raise _unreadable(writer.what, event, error) from error
         return NewRecord(uuid7(), writer.name, data, writer.version, metadata), payload
 
-    def is_event(self, value: Any) -> bool:
-        """Whether `value` is one event by itself, even if it is some kind of list."""
-        return type(value) is NewEvent or self.registry.by_type(type(value)) is not None
+    def listed(self, events: Any) -> Sequence[Any]:
+        """What was given for one or more events, as a sequence: an event may be some kind of tuple itself."""
+        if not isinstance(events, Sequence) or isinstance(events, (str, bytes, bytearray, memoryview)):
+            return (events,)
+        return events if self.registry.by_type(type(events)) is None else (events,)
 
     def _writer(self, kind: type) -> _Writer:
         known = self.registry.by_type(kind)

@@ -1,5 +1,6 @@
 """From records to events and back: upcasters, packed records, and what cannot be read."""
 
+from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NotRequired, TypedDict
@@ -271,10 +272,17 @@ def test_an_event_that_is_a_tuple_is_one_event() -> None:
 
     serializer = made()
     serializer.registry.register("moved", 1, Moved)
-    assert serializer.is_event(Moved(1, 2))
-    assert serializer.is_event(NewEvent("a", []))
-    assert not serializer.is_event([Paid("o", 5)])
+    assert serializer.listed(Moved(1, 2)) == (Moved(1, 2),)
+    assert serializer.listed((Moved(1, 2),)) == (Moved(1, 2),)
     assert serializer.write(Moved(1, 2))[1] == Moved(1, 2)
+
+
+def test_one_event_or_several() -> None:
+    one = Paid("o", 5)
+    for several in ([one, one], (one, one), deque([one, one])):
+        assert list(made().listed(several)) == [one, one]
+    for single in (one, Rated(stars=1), NewEvent("a", []), "text", b"bytes", {"a": 1}, None):
+        assert list(made().listed(single)) == [single]
 
 
 # -- packed records ----------------------------------------------------------------------------------------------------
