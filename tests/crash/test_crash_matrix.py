@@ -41,6 +41,7 @@ class Factory:
 
     def run(self, place: Path, case: str, when: str, at: int) -> tuple[int, dict[str, Any]]:
         """A worker's exit code, and what it says when it lived."""
+        place.mkdir(exist_ok=True)
         out = place / "out.json"
         out.unlink(missing_ok=True)
         job = {"url": f"sqlite:///{place}/s.db", "ledger": str(place / "ledger"), "out": str(out)}
@@ -75,7 +76,6 @@ async def journal_of(storage: Storage) -> tuple[Journal, list[Any]]:
 
 async def kill_and_resume(factory: Factory, place: Path, case: str, when: str, at: int, whole: dict[str, Any]) -> bool:
     """Kill a worker at one operation and check what becomes of its saga; whether there was such an operation."""
-    place.mkdir()
     code, _ = factory.run(place, case, when, at)
     if code == 0:
         return False
@@ -126,9 +126,7 @@ def check_history(journal: Journal, facts: list[Any], ledger: Counter[tuple[str,
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.timeout(120)
 async def test_a_worker_killed_at_any_durable_operation(factory: Factory, tmp_path: Path, case: str, when: str) -> None:
-    place = tmp_path / "whole"
-    place.mkdir()
-    code, whole = factory.run(place, case, "never", 0)
+    code, whole = factory.run(tmp_path / "whole", case, "never", 0)
     assert code == 0
     last = whole["sent" if when == "before" else "landed"]
     kills = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from event_workflow_engine import Saga, SagaStep, StepContext, saga, step
+from event_workflow_engine import Saga, SagaStep, StepContext, run_saga, saga, step
 from event_workflow_engine.errors import (
     DefinitionError,
     EncodeError,
@@ -126,8 +126,6 @@ async def child(number: int) -> int:
 
 @saga("parent")
 async def parent(number: int) -> int:
-    from event_workflow_engine import run_saga
-
     first, second = await asyncio.gather(run_saga(child, number), run_saga(child, number + 10))
     return first + second
 
@@ -136,3 +134,14 @@ async def test_a_child_saga_has_an_id_of_its_own_and_runs_once(lab: Lab) -> None
     async with lab.engine(child, parent) as engine:
         assert await engine.execute(parent, 1, id="p-1") == 14
         assert await engine.handle("p-1/~run:child", child).result() == 2
+
+
+@saga("parent-of-steps")
+async def parent_of_steps(number: int) -> int:
+    results = await run_saga(double, number)
+    return results[work] + int(results["work"])
+
+
+async def test_a_declarative_child_gives_its_results_by_name_and_action(lab: Lab) -> None:
+    async with lab.engine(double, parent_of_steps) as engine:
+        assert await engine.execute(parent_of_steps, 4) == 16

@@ -41,7 +41,7 @@ class DurableFeed:
         self._open: dict[int, None] = {}
         self._read = 0
         self._owned = False
-        self._stopping = False
+        self._stop_asked = asyncio.Event()
         self._progress = asyncio.Event()
         self._bell: Bell | None = None
         self._task: asyncio.Task[None] | None = None
@@ -60,7 +60,7 @@ class DurableFeed:
 
     async def stop(self) -> None:
         """Feed no more, note what was handled, and let another worker go on."""
-        self._stopping = True  # not cancelled: a checkpoint that is on its way is seen to land
+        self._stop_asked.set()  # not cancelled: a checkpoint that is on its way is seen to land
         if self._bell is not None:
             self._bell.ring()
         self._progress.set()
@@ -93,11 +93,11 @@ class DurableFeed:
 
     async def _run(self) -> None:
         assert self._bell is not None
-        while not self._stopping:
+        while not self._stop_asked.is_set():
             try:
-                while not self._stopping and not await self._feed.claim(await self._start()):
+                while not self._stop_asked.is_set() and not await self._feed.claim(await self._start()):
                     await self._bell.wait()
-                if self._stopping:
+                if self._stop_asked.is_set():
                     return
                 self._owned = True
                 self._read = self._feed.position
@@ -120,13 +120,13 @@ class DurableFeed:
 
     async def _read_on(self) -> None:
         assert self._bell is not None
-        while not self._stopping:
+        while not self._stop_asked.is_set():
             types = self._types()
             records = await self._store.storage.read_log(
                 after=self._read, limit=_PAGE, types=sorted(types) if types is not None else ()
             )
             for record in records:
-                if self._stopping:
+                if self._stop_asked.is_set():
                     return
                 for single in unpack(record):
                     if types is None or single.type in types:
@@ -138,7 +138,7 @@ class DurableFeed:
             if not records:
                 await self._catch_up(types)
                 continue
-            while len(self._open) > _WINDOW and not self._stopping:
+            while len(self._open) > _WINDOW and not self._stop_asked.is_set():
                 self._progress.clear()
                 await self._progress.wait()
             await self._save()

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine import history as h
-from event_workflow_engine.context import RUNTIME
+from event_workflow_engine.context import RUNTIME, StepResults
 from event_workflow_engine.errors import (
     DecodeError,
     DefinitionError,
@@ -238,7 +238,11 @@ class BodyScript:
         """See `Runtime.run_saga`."""
         self._check_open()
         step = self._identity(f"~run:{saga.name}", None)
-        return self._step(StartStep(step, self._child(saga, input, saga_id, step), ()))
+        return self._run_child(saga, StartStep(step, self._child(saga, input, saga_id, step), ()))
+
+    async def _run_child(self, saga: Any, command: StartStep) -> Any:
+        result = await self._step(command)
+        return result if saga.fn is not None else StepResults(result, saga.by_action)
 
     def _identity(self, name: str, key: str | None) -> str:
         if key is not None:

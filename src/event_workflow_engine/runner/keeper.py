@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from event_workflow_engine import history as h
 from event_workflow_engine.callables import CallInfo
 from event_workflow_engine.clock import seconds
-from event_workflow_engine.context import SAGA
+from event_workflow_engine.context import SAGA, StepResults
 from event_workflow_engine.errors import (
     DecodeError,
     DefinitionError,
@@ -25,7 +25,6 @@ from event_workflow_engine.errors import (
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import inbox_stream, saga_stream
 from event_workflow_engine.locks import SagaLocks
-from event_workflow_engine.retries import ONE_ATTEMPT
 from event_workflow_engine.runner.ends import Ends
 from event_workflow_engine.runner.resume import resume
 from event_workflow_engine.runner.run import SagaRun
@@ -249,22 +248,16 @@ class SagaKeeper:
             parent = SAGA.get()
             child_id = saga_id if saga_id is not None else f"{parent.saga_id if parent else ''}/{step}"
             await self.start_saga(saga, value, child_id)
-            return await self.ends.wait(child_id, saga)
+            result = await self.ends.wait(child_id, saga)
+            return dict(result) if isinstance(result, StepResults) else result
 
-        info = CallInfo(
-            takes_context=False, is_async=True, result_type=saga.output_type, context_input=Any, context_result=Any
-        )
+        # A declarative child's results go into its parent's journal by name.
+        kind = saga.output_type if saga.fn is not None else dict[str, Any]
+        info = CallInfo(is_async=True, result_type=kind)
         return StepSpec(
             name=step,
             action=run_child,
             info=info,
-            after=(),
-            timeout=None,
-            retry=ONE_ATTEMPT,
-            idempotent=True,
-            compensate_failed=False,
-            rejects=(),
-            compensation=None,
         )
 
     # -- what runs tell ----------------------------------------------------------------------------------------------

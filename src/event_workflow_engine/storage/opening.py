@@ -48,7 +48,9 @@ def open_storage(url: str, *, auto_upgrade: bool | None = None) -> Storage:
         if rest[1:] == ":memory:":
             raise DefinitionError(f"{url!r}: a store in memory is memory://")
         if "?" in rest or "\0" in rest:
-            raise DefinitionError(f"{url!r}: options and paths with ? or NUL are not supported; supported are {_SUPPORTED}")
+            raise DefinitionError(
+                f"{url!r}: options and paths with ? or NUL are not supported; supported are {_SUPPORTED}"
+            )
         return SqliteStorage(rest[1:], url=url, auto_upgrade=auto_upgrade is not False)
     if scheme.partition("+")[0] in ("postgresql", "postgres"):
         raise DefinitionError(

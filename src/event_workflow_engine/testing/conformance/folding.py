@@ -1,4 +1,3 @@
-
 """Inline folds: rows made from records, in the same commit."""
 
 from __future__ import annotations
