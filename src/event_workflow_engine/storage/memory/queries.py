@@ -205,7 +205,7 @@ def documents_find(
     for row in _of_generation(store, "documents", projection, generation):
         body = _fields(row["body"])
         if all(name in body and _same(body[name], value) for name, value in wanted.items()):
-            found.append((_rank(body.get(order_by)), row))
+            found.append((_rank(body.get(order_by or "")), row))
     if order_by is not None:
         found.sort(key=lambda item: item[0], reverse=bool(descending))
     return [row for _, row in found][offset : offset + limit]

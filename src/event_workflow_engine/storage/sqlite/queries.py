@@ -1,8 +1,8 @@
 """The hand-written SQL, by name, from the ``.sql`` files in ``queries/``.
 
-A file holds named queries: ``-- name: x`` begins one; several statements of one name run in order, the last one giving the
-rows. Of a claim, ``-- returns: a`` names the declared table all of whose changed rows it returns, and ``-- changes: a, b``
-those that it changes besides.
+A file holds named queries: ``-- name: x`` begins one; several statements of one name run in order, the last one giving
+the rows. Of a claim, ``-- returns: a`` names the declared table all of whose changed rows it returns, and
+``-- changes: a, b`` those that it changes besides.
 """
 
 from __future__ import annotations

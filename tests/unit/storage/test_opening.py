@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from event_workflow_engine.errors import DefinitionError
+from event_workflow_engine.storage import open_storage
+from event_workflow_engine.storage.memory import MemoryStorage
+from event_workflow_engine.storage.sqlite import SqliteStorage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///trips.db", "trips.db"),
+        ("sqlite:///data/trips.db", "data/trips.db"),
+        ("sqlite:////var/lib/trips.db", "/var/lib/trips.db"),
+        ("sqlite:///with space%20.db", "with space%20.db"),
+        ("sqlite:///a#b.db", "a#b.db"),
+    ],
+)
+def test_a_path_is_what_stands_behind_three_slashes(url: str, path: str) -> None:
+    storage = open_storage(url)
+    assert isinstance(storage, SqliteStorage)
+    assert (storage.path, storage.url) == (path, url)
+
+
+def test_memory() -> None:
+    storage = open_storage("memory://")
+    assert isinstance(storage, MemoryStorage)
+    assert storage.url == "memory://"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "trips.db",
+        "sqlite:",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite://trips.db",
+        "sqlite:////",
+        "sqlite:///folder/",
+        "sqlite:///:memory:",
+        "sqlite:///nul\0.db",
+        "sqlite:///trips.db?timeout=5",
+        "memory://x",
+        "mysql://host/db",
+        "postgresql://host/db",
+        "postgresql+asyncpg://host/db",
+        "://",
+    ],
+)
+def test_a_bad_url_says_what_is_supported(url: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        open_storage(url)
+    assert repr(url) in str(caught.value) or url.partition("://")[0] in str(caught.value)
+    assert "memory" in str(caught.value)
+
+
+def test_postgresql_names_the_extra() -> None:
+    with pytest.raises(DefinitionError, match=r"event-workflow-engine\[postgres\]"):
+        open_storage("postgresql://localhost/x")
+
+
+def test_nothing_is_touched_before_entering(tmp_path: Path) -> None:
+    open_storage(f"sqlite:///{tmp_path / 'a.db'}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["plain.db", "with space.db", "q?x#y%20.db", "größe.db", "it's.db"])
+async def test_any_name_makes_that_file(tmp_path: Path, name: str) -> None:
+    async with SqliteStorage(tmp_path / name) as storage:
+        assert await storage.last_position() == 0
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}-ewe.lock", f"{name}-ewe.turn"}
