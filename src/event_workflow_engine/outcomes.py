@@ -48,6 +48,7 @@ TRANSPORT_ERRORS: Final[set[str]] = {
     "urllib3.exceptions.ProtocolError",
     "urllib3.exceptions.HTTPError",
     "urllib.error.URLError",
+    "ssl.SSLError",
     "http.client.RemoteDisconnected",
     "http.client.IncompleteRead",
     "asyncpg.exceptions.PostgresConnectionError",

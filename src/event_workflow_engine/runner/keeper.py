@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from event_workflow_engine import history as h
 from event_workflow_engine.callables import CallInfo
 from event_workflow_engine.clock import seconds
+from event_workflow_engine.codecs import digest
 from event_workflow_engine.context import SAGA, StepResults
 from event_workflow_engine.errors import (
     DecodeError,
@@ -162,10 +162,11 @@ class SagaKeeper:
         if not self._accepting:
             raise EngineStateError("the engine is being left and takes no new sagas")
         _check_id(saga_id)
-        data = kit.codec.encode(value, f"input of saga {saga.name!r} {saga_id!r}")
+        what = f"input of saga {saga.name!r} {saga_id!r}"
+        data = kit.codec.encode(value, what)
         if saga.fn is not None and not saga.takes_input and value is not None:
             raise DefinitionError(f"saga {saga.name!r} takes no input")
-        typed = kit.codec.decode(data, saga.input_type or Any, f"input of saga {saga.name!r} {saga_id!r}")
+        typed = kit.codec.decode(data, saga.input_type or Any, what)
         now = kit.now()
         around = SAGA.get()
         started = h.SagaStarted(
@@ -176,8 +177,8 @@ class SagaKeeper:
             correlation_id=None if around is None else around.correlation_id,
             causation_id=None if around is None else around.causation_id,
         )
-        digest = hashlib.sha256(saga.name.encode() + b"\0" + data).hexdigest()
-        ids = Row("saga_ids", "insert", (saga_id,), _id_values(saga, digest, now))
+        input_hash = digest(value, what)
+        ids = Row("saga_ids", "insert", (saga_id,), _id_values(saga, input_hash, now))
         index = Row("sagas", "insert", (saga_id,), self._index_values(saga, now))
         try:
             if self._config.worker and len(self._runs) < self._config.max_running:
@@ -185,7 +186,7 @@ class SagaKeeper:
             else:
                 await self._queue_new(saga_id, started, index, ids, now)
         except (RowConflictError, VersionConflictError):
-            await self._same_or_conflict(saga, saga_id, digest)
+            await self._same_or_conflict(saga, saga_id, input_hash)
             return False
         return True
 
@@ -228,13 +229,13 @@ class SagaKeeper:
         await self.kit.storage.write(Unit(unit_id, now, (Append(saga_stream(saga_id), (record,), 0),), (index, ids)))
         self._due.set()
 
-    async def _same_or_conflict(self, saga: Saga[Any, Any], saga_id: str, digest: str) -> None:
+    async def _same_or_conflict(self, saga: Saga[Any, Any], saga_id: str, input_hash: str) -> None:
         row = await self.kit.storage.get("saga_ids", (saga_id,))
         if row is None:
             raise SagaConflictError(f"saga id {saga_id!r} was used before its id row was written; choose another")
         if row["saga"] != saga.name:
             raise SagaConflictError(f"saga id {saga_id!r} belongs to a saga {row['saga']!r}, not {saga.name!r}")
-        if row["input_hash"] != digest:
+        if row["input_hash"] != input_hash:
             raise SagaConflictError(
                 f"saga {saga.name!r} {saga_id!r} was started with another input: the same id is the same saga; "
                 "choose another id for another run"
@@ -460,8 +461,8 @@ class SagaKeeper:
         await kit.storage.write(Unit(uuid7(), kit.now(), rows=(row,), worker=kit.worker))
 
 
-def _id_values(saga: Saga[Any, Any], digest: str, now: int) -> dict[str, Any]:
-    return {"saga": saga.name, "input_hash": digest, "expires_at": now + _ID_LIFETIME}
+def _id_values(saga: Saga[Any, Any], input_hash: str, now: int) -> dict[str, Any]:
+    return {"saga": saga.name, "input_hash": input_hash, "expires_at": now + _ID_LIFETIME}
 
 
 def _check_id(saga_id: str) -> None:
