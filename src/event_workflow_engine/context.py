@@ -126,7 +126,6 @@ class StepContext(Generic[In_co]):
 
     def __init__(
         self,
-        *,
         saga: str,
         saga_id: str,
         step: str,
@@ -178,8 +177,8 @@ class CompensationContext(StepContext[In_co], Generic[In_co, R_co]):
     result: R_co | None
     outcome: Outcome
 
-    def __init__(self, *, result: R_co | None, outcome: Outcome, **context: Any) -> None:
-        super().__init__(**context)
+    def __init__(self, *context: Any, result: R_co | None, outcome: Outcome) -> None:
+        super().__init__(*context)
         self.result = result
         self.outcome = outcome
 

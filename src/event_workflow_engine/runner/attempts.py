@@ -16,6 +16,7 @@ from event_workflow_engine.runner.execution import Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from event_workflow_engine.journal import CompensationState, StepState
     from event_workflow_engine.runner.commands import StartStep
@@ -38,17 +39,8 @@ _PLAIN: Final = frozenset({str, int, bool, type(None)})
 def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt:
     """Begin an attempt whose start is on disk."""
     spec, kit = command.spec, run.kit
-    attempt = Attempt(
-        state.step,
-        on_end=run.action_ended,
-        on_stuck=run.attempt_stuck,
-        alarms=kit.alarms,
-        now=kit.now,
-        settle_timeout=run.saga.settle_timeout,
-    )
-    context: StepContext[Any] = StepContext(
-        **_common(run, state.step, state.attempt, spec.timeout, attempt),
-    )
+    attempt = Attempt(state.step, kit, run.action_ended, run.attempt_stuck, run.saga.settle_timeout)
+    context: StepContext[Any] = StepContext(*_common(run, state.step, state.attempt, spec.timeout, attempt))
     args = command.args if command.args is not None else (context,) if spec.info.takes_context else ()
     fn, is_async = _called(run, spec.action, is_async=spec.info.is_async)
     attempt.start(
@@ -56,7 +48,6 @@ def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt
         args,
         is_async=is_async,
         context=_context(run, state.step, context),
-        loop=kit.loop,
         pool=kit.actions,
         timeout=spec.timeout,
     )
@@ -66,14 +57,7 @@ def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt
 def launch_compensation(run: SagaRun, spec: CompensationSpec, step: StepState, state: CompensationState) -> Attempt:
     """Begin a compensation whose start is on disk."""
     kit = run.kit
-    attempt = Attempt(
-        state.planned.step,
-        on_end=run.rollback.attempt_ended,
-        on_stuck=run.attempt_stuck,
-        alarms=kit.alarms,
-        now=kit.now,
-        settle_timeout=run.saga.settle_timeout,
-    )
+    attempt = Attempt(state.planned.step, kit, run.rollback.attempt_ended, run.attempt_stuck, run.saga.settle_timeout)
     result = None
     if step.result is not None:
         declared = run.saga.specs.get(step.step)
@@ -82,9 +66,7 @@ def launch_compensation(run: SagaRun, spec: CompensationSpec, step: StepState, s
             kind = declared.info.result_type
         result = read_result(run, step.step, step.result, kind)
     context: CompensationContext[Any, Any] = CompensationContext(
-        result=result,
-        outcome=state.planned.outcome,
-        **_common(run, step.step, state.attempt, None, attempt),
+        *_common(run, step.step, state.attempt, None, attempt), result=result, outcome=state.planned.outcome
     )
     fn, is_async = _called(run, spec.fn, is_async=spec.info.is_async)
     attempt.start(
@@ -92,7 +74,6 @@ def launch_compensation(run: SagaRun, spec: CompensationSpec, step: StepState, s
         (context,) if spec.info.takes_context else (),
         is_async=is_async,
         context=_context(run, step.step, context),
-        loop=kit.loop,
         pool=kit.undo,
         timeout=None,
     )
@@ -108,35 +89,33 @@ def _called(run: SagaRun, fn: Callable[..., Any], *, is_async: bool) -> tuple[Ca
     return fn, is_async
 
 
-def _common(run: SagaRun, step: str, number: int, timeout: float | None, attempt: Attempt) -> dict[str, Any]:
-    loop = run.kit.loop
-
-    def heartbeat(progress: Any) -> None:
-        if progress is not None:
-            context_log = STEP.get()
-            if context_log is not None:
-                context_log.log.debug("heartbeat: %s", progress)
-        loop.call_soon_threadsafe(attempt.restart_timeout)
-
-    return {
-        "saga": run.saga.name,
-        "saga_id": run.saga_id,
-        "step": step,
-        "input": run.input,
-        "results": run.results,
-        "idempotency_key": f"{run.saga_id}:{run.run_number}:{step}",
-        "attempt": number,
-        "fence": run.fence,
-        "deadline": None if timeout is None else from_micros(run.kit.now() + int(timeout * _MICROS)),
-        "heartbeat": heartbeat,
-    }
+def _common(run: SagaRun, step: str, number: int, timeout: float | None, attempt: Attempt) -> tuple[Any, ...]:
+    deadline = None if timeout is None else from_micros(run.kit.now() + int(timeout * _MICROS))
+    key = f"{run.key_prefix}{step}"
+    return (
+        run.saga.name,
+        run.saga_id,
+        step,
+        run.input,
+        run.results,
+        key,
+        number,
+        run.fence,
+        deadline,
+        attempt.heartbeat,
+    )
 
 
-def _context(run: SagaRun, step: str, present: StepContext[Any]) -> Any:
+def _context(run: SagaRun, step: str, present: StepContext[Any]) -> Context:
     context = run.context.copy()
-    context.run(SAGA.set, SagaContext(run.saga_id, run.saga.name, step, run.correlation_id, present.idempotency_key))
-    context.run(STEP.set, present)
+    saga = SagaContext(run.saga_id, run.saga.name, step, run.correlation_id, present.idempotency_key)
+    context.run(_enter, saga, present)
     return context
+
+
+def _enter(saga: SagaContext, step: StepContext[Any]) -> None:
+    SAGA.set(saga)
+    STEP.set(step)
 
 
 def read_result(run: SagaRun, step: str, data: h.Raw, kind: Any) -> Any:

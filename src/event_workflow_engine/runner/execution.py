@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextvars import Context
 
-    from event_workflow_engine.timers import Alarm, Alarms
+    from event_workflow_engine.runner.kit import Kit
+    from event_workflow_engine.timers import Alarm
 
 __all__ = ["Attempt"]
 
@@ -30,17 +31,16 @@ class Attempt:
         name: For the log and the task's name.
         on_end: Called with (attempt, value, error). A timeout gives a `TimeoutError`, a cancel a `CancelledError`.
         on_stuck: Called with the attempt.
-        alarms: Where timeouts are set.
+        kit: Time, alarms and the loop.
         settle_timeout: Seconds.
     """
 
     __slots__ = (
         "_alarm",
-        "_alarms",
         "_cancelled",
-        "_clock_now",
         "_closed",
         "_future",
+        "_kit",
         "_on_end",
         "_on_stuck",
         "_settle_timeout",
@@ -53,18 +53,15 @@ class Attempt:
     def __init__(
         self,
         name: str,
-        *,
+        kit: Kit,
         on_end: Callable[[Attempt, Any, BaseException | None], None],
         on_stuck: Callable[[Attempt], None],
-        alarms: Alarms,
-        now: Callable[[], int],
         settle_timeout: float,
     ) -> None:
         self.name = name
         self._on_end = on_end
         self._on_stuck = on_stuck
-        self._alarms = alarms
-        self._clock_now = now
+        self._kit = kit
         self._settle_timeout = settle_timeout
         self._alarm: Alarm | None = None
         self._future: asyncio.Future[Any] | None = None
@@ -81,20 +78,19 @@ class Attempt:
         *,
         is_async: bool,
         context: Context,
-        loop: asyncio.AbstractEventLoop,
         pool: Executor,
         timeout: float | None,
     ) -> None:
         """Run it. `timeout` is in seconds."""
         self._timeout = timeout
         if is_async:
-            self._future = loop.create_task(fn(*args), context=context)
+            self._future = self._kit.loop.create_task(fn(*args), context=context)
         else:
             self._threaded = True
-            self._future = loop.run_in_executor(pool, context.run, fn, *args)
+            self._future = self._kit.loop.run_in_executor(pool, context.run, fn, *args)
         self._future.add_done_callback(self._done)
         if timeout is not None:
-            self._alarm = self._alarms.at(self._clock_now() + int(timeout * _MICROS), self._expire)
+            self._alarm = self._kit.alarms.at(self._kit.now() + int(timeout * _MICROS), self._expire)
 
     @property
     def future(self) -> asyncio.Future[Any] | None:
@@ -112,11 +108,17 @@ class Attempt:
             self._cancelled = True
             self._ask_to_end()
 
+    def heartbeat(self, progress: Any) -> None:
+        """The action says that it is alive. From any thread."""
+        if progress is not None:
+            _log.debug("%s: heartbeat: %s", self.name, progress)
+        self._kit.loop.call_soon_threadsafe(self.restart_timeout)
+
     def restart_timeout(self) -> None:
         """The action has sent a heartbeat."""
         if self._timeout is not None and self._alarm is not None and not self._timed_out and not self._cancelled:
             self._alarm.cancel()
-            self._alarm = self._alarms.at(self._clock_now() + int(self._timeout * _MICROS), self._expire)
+            self._alarm = self._kit.alarms.at(self._kit.now() + int(self._timeout * _MICROS), self._expire)
 
     def abandon(self) -> asyncio.Future[Any] | None:
         """Tell nobody how it ends, and ask it to end; returns what to wait for. For eviction and shutdown."""
@@ -134,7 +136,7 @@ class Attempt:
     def _ask_to_end(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = self._alarms.at(self._clock_now() + int(self._settle_timeout * _MICROS), self._stuck)
+        self._alarm = self._kit.alarms.at(self._kit.now() + int(self._settle_timeout * _MICROS), self._stuck)
         if self._future is not None and not self._threaded:
             self._future.cancel()
 

@@ -87,6 +87,7 @@ class SagaRun:
         "handed_over",
         "input",
         "journal",
+        "key_prefix",
         "kit",
         "known_timers",
         "loose",
@@ -96,7 +97,6 @@ class SagaRun:
         "pen",
         "results",
         "rollback",
-        "run_number",
         "saga",
         "saga_id",
         "script",
@@ -115,7 +115,7 @@ class SagaRun:
         self.rollback = Rollback(self)
         self.script: Script | None = None
         self.input: Any = None
-        self.run_number = 1
+        self.key_prefix = f"{saga_id}:1:"
         self.correlation_id: str | None = None
         self.context: Context = kit.context
         self.by_name: dict[str, Any] = {}
@@ -168,7 +168,7 @@ class SagaRun:
         """Make the context and the script; `value` is the typed input."""
         saga = self.saga
         self.input = value
-        self.run_number = started.run
+        self.key_prefix = f"{self.saga_id}:{started.run}:"
         self.correlation_id = started.correlation_id or self.saga_id
         self.context = self.kit.context.copy()
         self.context.run(
@@ -400,6 +400,9 @@ class SagaRun:
         self._sent.add_done_callback(self._written)
 
     def _next_wake(self) -> int | None:
+        journal = self.journal
+        if not journal.timers and not journal.retries and (journal.started is None or journal.started.deadline is None):
+            return None
         if self.paused or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
             return None
         return earliest_wake(self.journal, self.script.awaited_timers if self.script is not None else ())
