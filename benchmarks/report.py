@@ -57,14 +57,14 @@ def table(rows: list[dict[str, Any]], *, peers_from: str | None) -> Table:
     shown.add_column("must", justify="right")
     shown.add_column("measured", justify="right")
     shown.add_column("raw limit", justify="right")
-    shown.add_column("share of limit", justify="right")
+    shown.add_column("ours / limit", justify="right")
     shown.add_column("peers (× ours is better)")
     for row in rows:
         ratios = row["ratios"]
         mark = {True: "[green]", False: "[red]", None: "[dim]"}[row["holds"]]
-        share = f"{ratios['of_limit']:.2f}" if "of_limit" in ratios else ""
+        share = f"{ratios['of_limit']:.2f}×" if "of_limit" in ratios else ""
         if "long_share" in ratios:
-            share = f"{ratios['long_share']:.2f} of 1,000's"
+            share = f"{ratios['long_share']:.2f}× of 1,000's"
         peers = ", ".join(
             f"{name} {number(value)}" + (f" ({ratios[name]:.3g}×)" if name in ratios else "")
             for name, value in row["peers"].items()
