@@ -93,12 +93,12 @@ JOBS: dict[str, Job] = {
         _ours("sequential", "function", _STEPS_QUICK), _COMMITS, _dbos("sequential", {"steps": 100}, steps=1000)
     ),
     "concurrent": Job(
-        _ours("concurrent", "declared", _CONCURRENT_QUICK, repeat=5),
+        _ours("concurrent", "declared", _CONCURRENT_QUICK),
         _GROUP,
         _dbos("concurrent", _CONCURRENT_QUICK, sagas=1000),
     ),
     "concurrent-function": Job(
-        _ours("concurrent", "function", _CONCURRENT_QUICK, repeat=5),
+        _ours("concurrent", "function", _CONCURRENT_QUICK),
         _GROUP,
         _dbos("concurrent", _CONCURRENT_QUICK, sagas=1000),
     ),
