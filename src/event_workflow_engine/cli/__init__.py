@@ -1,0 +1,1 @@
+"""The command line, `ewe`. Imported by nothing but its entry point: the library itself needs none of it."""

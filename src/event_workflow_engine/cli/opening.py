@@ -1,0 +1,50 @@
+"""Opening a store that is there already: no command creates or migrates one."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from event_workflow_engine.errors import DefinitionError, StorageUnavailableError
+from event_workflow_engine.storage import open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from event_workflow_engine.storage.port import Storage
+
+__all__ = ["existing", "opened"]
+
+_SQLITE: Final = "sqlite:///"
+
+
+def existing(url: str) -> Storage:
+    """The store at a URL, to be entered.
+
+    Raises:
+        DefinitionError: The URL is none that the library knows, or names a store that no other process can share.
+        StorageUnavailableError: There is no such file, or it is empty.
+    """
+    storage = open_storage(url, auto_upgrade=False)
+    if url.startswith("memory:"):
+        raise DefinitionError(f"{url}: a store in memory lives inside its own process; name a file with --url")
+    path = Path(url.removeprefix(_SQLITE))
+    if not path.exists():
+        raise StorageUnavailableError(
+            f"{path}: there is no such file; name the store with --url or EWE_URL (a worker creates it when it starts)"
+        )
+    if path.is_file() and not path.stat().st_size:
+        raise StorageUnavailableError(f"{path}: the file is empty, no worker has used it yet; name another with --url")
+    return storage
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Storage]:
+    """The store at a URL, for as long as the block runs.
+
+    Raises:
+        WorkflowError: See `existing`; or the store cannot be opened.
+    """
+    async with existing(url) as storage:
+        yield storage
