@@ -32,6 +32,11 @@ _LONGEST_PUMP: Final = 1_000_000
 _UNWIND_ROUNDS: Final = 100
 """How often a body may await while it is evicted."""
 
+_TASKS_FILE: Final = asyncio.as_completed.__code__.co_filename
+_AS_COMPLETED: Final = frozenset({"as_completed", "__init__"})
+_DEPTH: Final = 4
+"""Frames between `as_completed` and `create_task`, at most."""
+
 _TIME: Final = frozenset({"call_later", "call_at"})
 
 
@@ -107,6 +112,7 @@ class SagaLoop(_Base):  # type: ignore[misc]
         self._tasks: dict[_BodyTask, None] = {}
         self._root: _BodyTask | None = None
         self._number = 0
+        self._early: dict[int, asyncio.Task[Any]] = {}
         self.fatal: NonDeterminismError | None = None
 
     # -- for the runner ----------------------------------------------------------------------------------------------
@@ -226,6 +232,35 @@ class SagaLoop(_Base):  # type: ignore[misc]
         **_: Any,
     ) -> asyncio.Task[Any]:
         """A child of the task that runs now; its path counts the parent's children in the order of making."""
+        known = self._in_order(coro)
+        return self._child(coro, context) if known is None else known
+
+    def _in_order(self, coro: Any) -> asyncio.Task[Any] | None:
+        """The task of a coroutine that `asyncio.as_completed` was given.
+
+        It puts what it is given into a set, and coroutines hash by their address: made one by one, its tasks would have
+        another order in every run. So the first makes all of them, in the order of the list.
+        """
+        task = self._early.pop(id(coro), None)
+        if task is not None:
+            return task
+        frame = sys._getframe(2)  # noqa: SLF001 - there is no other way to see whose task it is
+        for _ in range(_DEPTH):
+            code = frame.f_code
+            if code.co_filename == _TASKS_FILE and code.co_name in _AS_COMPLETED:
+                given = frame.f_locals.get("fs", frame.f_locals.get("aws"))
+                if not isinstance(given, (list, tuple)):
+                    raise self.foreign("asyncio.as_completed() over anything but a list or tuple")
+                for one in given:
+                    if asyncio.iscoroutine(one):
+                        self._early[id(one)] = self._child(one, None)
+                return self._early.pop(id(coro))
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        return None
+
+    def _child(self, coro: Any, context: Context | None) -> asyncio.Task[Any]:
         parent = asyncio.current_task(self)
         if not isinstance(parent, _BodyTask):
             parent = self._root
