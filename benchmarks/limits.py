@@ -1,7 +1,7 @@
 """Raw limits: what this machine, SQLite and asyncio give without any engine on top.
 
 Each function is one measurement: it takes an empty folder on the disk under test and its sizes, and returns figures by
-name. They are run each in a fresh process, right before and after the engine's own measurements (see `benchmarks.child`).
+name. Each runs in a fresh process, right before and after the engine's own measurements (see `benchmarks.child`).
 """
 
 from __future__ import annotations

@@ -254,8 +254,8 @@ def memory(folder: Path, *, sagas: int = 100_000) -> dict[str, float]:
             with closing(sqlite3.connect(folder / "bench.db")) as look:
                 # Rows that nobody owns, due in the future: the sagas have left memory.
                 later = time_ns() // 1000 + 3600 * 1_000_000
-                query = f"SELECT count(*) FROM sagas WHERE owner = '' AND ended_at IS NULL AND wake_at > {later}"
-                await until(look, query, sagas)
+                query = "SELECT count(*) FROM sagas WHERE owner = '' AND ended_at IS NULL AND wake_at > ?"
+                await until(look, query, sagas, later)
             elapsed = perf_counter() - begun
             gc.collect()
             full = resident()
@@ -264,10 +264,11 @@ def memory(folder: Path, *, sagas: int = 100_000) -> dict[str, float]:
     return asyncio.run(main())
 
 
-async def until(look: sqlite3.Connection, query: str, sagas: int) -> None:
+async def until(look: sqlite3.Connection, query: str, sagas: int, *params: int) -> None:
     """Wait until the query counts so many sagas."""
+    count = 0
     for _ in range(6000):
-        (count,) = look.execute(query).fetchone()
+        (count,) = look.execute(query, params).fetchone()
         if count == sagas:
             return
         await asyncio.sleep(0.02)

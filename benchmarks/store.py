@@ -73,8 +73,8 @@ def append(folder: Path, *, events: int = 30_000, writers: int = 100) -> dict[st
 
             async def writer(stream: str, count: int, *, check: bool) -> None:
                 for version in range(count):
-                    expected = version if check else "any"
-                    await store.append(stream, Deposited(f"o-{version}", 5), expected_version=expected)
+                    deposited = Deposited(f"o-{version}", 5)
+                    await store.append(stream, deposited, expected_version=version if check else "any")
 
             async def rate(label: str, *, check: bool) -> float:
                 begun = perf_counter()
