@@ -10,11 +10,11 @@ from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage.port import Row, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from event_workflow_engine.storage.port import Storage
+    from event_workflow_engine.storage.port import Storage, Written
 
-__all__ = ["Bell", "Feed"]
+__all__ = ["Bell", "ChangeBell", "Feed"]
 
 
 class Bell:
@@ -36,6 +36,39 @@ class Bell:
     def close(self) -> None:
         """Hear no more."""
         self._remove()
+
+
+class ChangeBell(Bell):
+    """Wakes one task when another process committed, or this one wrote to one of some tables.
+
+    A commit of this process runs the commit hooks and then rings the bells; one of another only rings.
+    """
+
+    def __init__(self, storage: Storage, tables: frozenset[str]) -> None:
+        self._rang = asyncio.Event()
+        self._tables = tables
+        self._own = False
+        removers = (storage.add_commit_hook(self._committed), storage.add_bell(self._heard))
+
+        def remove() -> None:
+            for one in removers:
+                one()
+
+        self._remove = remove
+
+    def _committed(self, batch: Sequence[tuple[Unit, Written]]) -> None:
+        self._own = True
+        tables = self._tables
+        for unit, _ in batch:
+            for row in unit.rows:
+                if row.table in tables:
+                    self._rang.set()
+                    return
+
+    def _heard(self) -> None:
+        own, self._own = self._own, False
+        if not own:
+            self._rang.set()
 
 
 class Feed:

@@ -23,7 +23,7 @@ from event_workflow_engine.errors import (
     RowConflictError,
     StorageError,
 )
-from event_workflow_engine.feeds import Bell
+from event_workflow_engine.feeds import ChangeBell
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.saga import Saga
@@ -164,7 +164,7 @@ class WorkflowScheduler:
         self._pool: ThreadPoolExecutor | None = None
         self._timer: asyncio.Task[None] | None = None
         self._runs: set[asyncio.Task[None]] = set()
-        self._bell: Bell | None = None
+        self._bell: ChangeBell | None = None
         self._told: set[str] = set()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class WorkflowScheduler:
         """Begin to fire, as this worker; slots that dead workers left undone come first."""
         self._launcher = launcher
         self._worker = worker_id
-        self._bell = Bell(self._storage)
+        self._bell = ChangeBell(self._storage, frozenset({"schedules"}))
         self._bell.ring()
         if worker_id:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="ewe-schedule")
