@@ -26,6 +26,11 @@ def unit(stream: str, *, expected: int = ANY_VERSION, data: bytes = b"{}", rows:
     return Unit(new, 1, (Append(stream, (NewRecord(new, "t", data),), expected),), tuple(rows))
 
 
+def names_in(folder: Path) -> set[str]:
+    """The files there."""
+    return {path.name for path in folder.iterdir()}
+
+
 @contextmanager
 def unprivileged() -> Iterator[Path]:
     """A new folder, seen by a user whom file modes bind; root is nobody meanwhile."""
@@ -33,6 +38,7 @@ def unprivileged() -> Iterator[Path]:
     folder.chmod(0o777)
     root = os.geteuid() == 0
     if root:
+        os.chown(folder, NOBODY, NOBODY)
         os.seteuid(NOBODY)
     try:
         yield folder

@@ -73,8 +73,12 @@ def test_nothing_is_touched_before_entering(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("name", ["plain.db", "with space.db", "q?x#y%20.db", "größe.db", "it's.db"])
 async def test_any_name_makes_that_file(tmp_path: Path, name: str) -> None:
     async with SqliteStorage(tmp_path / name) as storage:
         assert await storage.last_position() == 0
-    assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}-ewe.lock", f"{name}-ewe.turn"}
+    assert names_in(tmp_path) == {name, f"{name}-ewe.lock", f"{name}-ewe.turn"}

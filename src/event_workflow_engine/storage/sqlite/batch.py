@@ -13,7 +13,8 @@ from event_workflow_engine.errors import (
     DefinitionError,
     EventIdConflictError,
     OwnershipLostError,
-    StorageError,
+    StorageCorruptError,
+    WorkflowError,
 )
 from event_workflow_engine.storage.group_commit import Repeated
 from event_workflow_engine.storage.port import ANY_VERSION, Appended, Record, Written
@@ -223,9 +224,16 @@ class Batch:
                     return before
         except sqlite3.Error:
             raise
-        except Exception as earlier:  # noqa: BLE001 - as above
-            return earlier
-        return error
+        except Exception as earlier:  # noqa: BLE001 - whatever it is, it is this unit's verdict
+            error = earlier
+        if isinstance(error, _FoldError):
+            return error.raised
+        if isinstance(error, WorkflowError):
+            return error
+        # The unit is well formed, so it is what we read that is not.
+        damage = StorageCorruptError(f"unit {unit.id!r}: what is stored is damaged: {type(error).__name__}: {error}")
+        damage.__cause__ = error
+        return damage
 
     def _accept(self, unit: Unit) -> Written:
         """Take `unit` into the batch, or raise."""
@@ -295,13 +303,22 @@ class Batch:
         self._apply(unit.rows, changed)
         if self._folder is not None and len(self._records) > mark:
             records = self._records_since(mark, {head[0]: stream for stream, head in moved.items()})
-            self._apply(self._folder(unit, records, _RowView(self, changed)), changed)
+            self._apply(self._folded(self._folder, unit, records, _RowView(self, changed)), changed)
         for (table, key), image in changed.items():
             images = self._cache.rows[table].young
             dirty = self._dirty.setdefault(table, {})
             if key not in dirty:
                 dirty[key] = images.get(key, _ABSENT)
             images[key] = image
+
+    @staticmethod
+    def _folded(folder: InlineFolder, unit: Unit, records: list[Record], view: _RowView) -> Sequence[Row]:
+        try:
+            return folder(unit, records, view)
+        except sqlite3.Error:
+            raise  # from reading rows
+        except Exception as error:
+            raise _FoldError(error) from error
 
     def _apply(self, rows: Sequence[Row], changed: _Changes) -> None:
         """Apply compare-and-sets over what the unit changed so far."""
@@ -376,6 +393,14 @@ _INCARNATION: Final = SHAPES["workers"].place("incarnation")
 _ALIVE: Final = SHAPES["workers"].place("alive")
 
 
+class _FoldError(Exception):
+    """A fold raised; carries what, past those who judge errors of ours."""
+
+    def __init__(self, raised: Exception) -> None:
+        super().__init__()
+        self.raised = raised
+
+
 class _RowView:
     """The rows as a fold sees them: as the batch left them, changed by what the unit did so far."""
 
@@ -407,6 +432,6 @@ def _malformed(unit: Unit, error: Exception) -> Exception:
         check_unit(unit)
     except DefinitionError as typed:
         return typed
-    if isinstance(error, (DefinitionError, StorageError)):
+    if isinstance(error, WorkflowError):
         return error
     return DefinitionError(f"unit {unit.id!r} is malformed: {type(error).__name__}: {error}")

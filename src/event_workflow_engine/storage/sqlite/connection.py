@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     Connect = Callable[[str], sqlite3.Connection]
 
-__all__ = ["APPLICATION_ID", "connect", "open_reader", "open_writer", "refuse_foreign"]
+__all__ = ["APPLICATION_ID", "connect", "look_at", "open_reader", "open_writer", "use_wal"]
 
 APPLICATION_ID: Final = 0x45574531
 """``EWE1`` in the file's header, so that `file` and we know whose database it is."""
@@ -22,7 +23,7 @@ BUSY_TIMEOUT_S: Final = 30.0
 """How long SQLite waits for a lock of a program that does not take our side-file lock."""
 
 _OLDEST_SQLITE: Final = (3, 35, 0)  # RETURNING, MATERIALIZED
-_MAGIC: Final = b"SQLite format 3\0"
+_SMALLEST_DATABASE: Final = 512  # bytes: one page of the smallest size
 _CACHED_STATEMENTS: Final = 512
 
 
@@ -38,14 +39,14 @@ def connect(uri: str) -> sqlite3.Connection:
     )
 
 
-def refuse_foreign(path: str) -> None:
-    """Look at the file before SQLite does, and leave alone what is not ours.
+def look_at(path: str) -> None:
+    """Look at the path before SQLite does.
 
     Raises:
-        StorageUnavailableError: The directory is missing, or the path is one.
+        StorageUnavailableError: The directory is missing, the path is one, or the file cannot be written.
         StorageCorruptError: The file is no SQLite database.
         StorageError: This SQLite is too old.
-        OSError: The file cannot be read.
+        OSError: The path cannot be looked at.
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         wanted = ".".join(map(str, _OLDEST_SQLITE))
@@ -56,14 +57,16 @@ def refuse_foreign(path: str) -> None:
     if file.is_dir():
         raise StorageUnavailableError(f"{path}: it is a directory: name a file in it")
     if file.exists():
-        with file.open("rb") as opened:
-            head = opened.read(len(_MAGIC))
-        if head and head != _MAGIC:
+        # It must not be opened here: closing it would drop the locks that SQLite holds on it for another connection of
+        # this process. So SQLite itself tells other kinds of files from databases, but for those it takes to be empty.
+        if 0 < file.stat().st_size < _SMALLEST_DATABASE:
             raise StorageCorruptError(f"{path}: it is no SQLite database, and was left as it is: choose another path")
+        if not os.access(file, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise StorageUnavailableError(f"{path}: it cannot be read and written: check its owner, mode and mount")
 
 
 def open_writer(path: str, connect: Connect) -> sqlite3.Connection:
-    """A connection that writes, in WAL mode, with every commit on disk before it returns.
+    """A connection that writes, with every commit on disk before it returns. Opening it changes nothing.
 
     Raises:
         StorageCorruptError: The file is a database of another program; it was left as it is.
@@ -72,11 +75,9 @@ def open_writer(path: str, connect: Connect) -> sqlite3.Connection:
     connection = connect(_uri(path, "rwc"))
     try:
         _check_owner(connection, path)
-        _use_wal(connection, path)
         connection.execute("PRAGMA synchronous = FULL")
         # Checkpoints run under the side-file lock, see checkpoints.py.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute("PRAGMA foreign_keys = OFF")
     except BaseException:
         connection.close()
         raise
@@ -99,7 +100,12 @@ def _check_owner(connection: sqlite3.Connection, path: str) -> None:
         )
 
 
-def _use_wal(connection: sqlite3.Connection, path: str) -> None:
+def use_wal(connection: sqlite3.Connection, path: str) -> None:
+    """Put the file into WAL mode, which stays with it. The caller holds the store's lock.
+
+    Raises:
+        StorageUnavailableError: The file's system cannot do that.
+    """
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StorageUnavailableError(

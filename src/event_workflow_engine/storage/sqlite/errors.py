@@ -25,7 +25,7 @@ _MEANINGS: Final[dict[int, tuple[type[StorageError], str]]] = {
     ),
     sqlite3.SQLITE_CANTOPEN: (
         StorageUnavailableError,
-        "it cannot be opened: check that the directory exists and that this user may use it",
+        "it cannot be opened: check the owner and mode of the file and of its directory",
     ),
     sqlite3.SQLITE_PERM: (StorageUnavailableError, "access was denied: check owner and mode"),
     sqlite3.SQLITE_BUSY: (

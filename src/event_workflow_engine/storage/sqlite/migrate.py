@@ -64,6 +64,7 @@ def migrate(
 
     Raises:
         SchemaVersionError: The schema is newer or altered, or it is older and `auto_upgrade` is off.
+        sqlite3.Error: The file cannot be written.
     """
     version = check_known(connection, path, migrations)
     newest = migrations[-1].number
@@ -83,6 +84,9 @@ def migrate(
         )
     for migration in pending:
         _apply(connection, migration)
+    if not pending:
+        # SQLite opens a file that it may not write for reading, and would say so at the first write only.
+        connection.execute("UPDATE schema_migrations SET number = number WHERE FALSE")
 
 
 def check_known(connection: sqlite3.Connection, path: str, migrations: Sequence[Migration] = MIGRATIONS) -> int:

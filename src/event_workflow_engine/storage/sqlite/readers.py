@@ -47,7 +47,8 @@ class Readers:
         """Run a method of this object; raises typed errors only."""
         try:
             return read(*args)
-        except sqlite3.Error as error:
+        except Exception as error:
+            # A damaged file gives back anything, so anything may be raised over it.
             raise storage_error(error, self._path) from error
 
     def close(self) -> None:

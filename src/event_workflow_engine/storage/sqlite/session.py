@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from event_workflow_engine.errors import StorageUnavailableError
 from event_workflow_engine.storage.row_images import SHAPES
 from event_workflow_engine.storage.sqlite.caches import StoreCache
-from event_workflow_engine.storage.sqlite.connection import open_writer, refuse_foreign
+from event_workflow_engine.storage.sqlite.connection import look_at, open_writer, use_wal
 from event_workflow_engine.storage.sqlite.locks import StoreLock
 from event_workflow_engine.storage.sqlite.migrate import check_known, migrate
 from event_workflow_engine.storage.sqlite.queries import QUERIES
@@ -57,18 +57,22 @@ class WriteSession:
             sqlite3.Error: SQLite cannot work with it.
             OSError: The file system does not allow it.
         """
-        refuse_foreign(self._path)
+        look_at(self._path)
+        connection = self.connection  # before the lock, whose files have no place beside what is not ours
         self._lock = StoreLock(self._path)
         with self._lock:
-            migrate(self.connection, self._path, auto_upgrade=auto_upgrade)
+            use_wal(connection, self._path)
+            migrate(connection, self._path, auto_upgrade=auto_upgrade)
 
     def close(self) -> None:
         """Close the connection under the lock, for SQLite checkpoints when the last one closes; then the lock."""
         lock, self._lock = self._lock, None
-        if lock is not None:
-            with lock:
-                self._drop()
-            lock.close()
+        if lock is None:
+            self._drop()
+            return
+        with lock:
+            self._drop()
+        lock.close()
 
     @property
     def connection(self) -> sqlite3.Connection:

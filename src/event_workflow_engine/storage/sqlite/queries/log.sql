@@ -1,6 +1,7 @@
 -- Reads of the log. `events` holds records; a reader asks for events behind or below a version or position.
 --
--- A stream is walked along its chain, from a later record to earlier ones. Readers turn the result round.
+-- A stream is walked along its chain, from a later record to earlier ones; in a damaged file too it goes only down, so
+-- it ends. Readers turn the result round.
 
 -- name: head
 SELECT version FROM streams WHERE name = :stream;
@@ -21,7 +22,7 @@ WITH RECURSIVE walk(position) AS (
     FROM streams AS s WHERE s.name = :stream
     UNION ALL
     SELECT e.before FROM walk CROSS JOIN events AS e ON e.position = walk.position
-    WHERE e.before > 0 AND e.version - e.count > :after
+    WHERE e.before BETWEEN 1 AND e.position - 1 AND e.version - e.count > :after
 )
 SELECT e.position, :stream, e.version, e.count, e.id, e.type, e.schema, e.data, e.metadata, e.recorded_at
 FROM walk CROSS JOIN events AS e ON e.position = walk.position
@@ -38,7 +39,7 @@ WITH RECURSIVE walk(position) AS (
     FROM streams AS s WHERE s.name = :stream
     UNION ALL
     SELECT e.before FROM walk CROSS JOIN events AS e ON e.position = walk.position
-    WHERE e.before > 0
+    WHERE e.before BETWEEN 1 AND e.position - 1
 )
 SELECT e.position, :stream, e.version, e.count, e.id, e.type, e.schema, e.data, e.metadata, e.recorded_at
 FROM walk CROSS JOIN events AS e ON e.position = walk.position
@@ -50,7 +51,8 @@ LIMIT :limit;
 WITH RECURSIVE walk(position, name) AS (
     SELECT s.position, s.name FROM json_each(:streams) AS wanted CROSS JOIN streams AS s ON s.name = wanted.value
     UNION ALL
-    SELECT e.before, walk.name FROM walk CROSS JOIN events AS e ON e.position = walk.position WHERE e.before > 0
+    SELECT e.before, walk.name FROM walk CROSS JOIN events AS e ON e.position = walk.position
+    WHERE e.before BETWEEN 1 AND e.position - 1
 )
 SELECT e.position, walk.name, e.version, e.count, e.id, e.type, e.schema, e.data, e.metadata, e.recorded_at
 FROM walk CROSS JOIN events AS e ON e.position = walk.position;

@@ -1,0 +1,268 @@
+"""Files, disks and neighbours that are not as they should be: typed errors with the path and the remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.integration.storage.kit import connecting, names_in, unit, unprivileged
+
+from event_workflow_engine.errors import (
+    SchemaVersionError,
+    StorageCorruptError,
+    StorageError,
+    StorageUnavailableError,
+)
+from event_workflow_engine.ids import uuid7
+from event_workflow_engine.storage.port import Row, Unit, Written
+from event_workflow_engine.storage.sqlite import SqliteStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+async def refused(path: Path, error: type[StorageError], *says: str, auto_upgrade: bool = True) -> None:
+    """Entering fails with that error, which names the path; and does so again."""
+    for _ in range(2):
+        with pytest.raises(error) as caught:
+            async with SqliteStorage(path, auto_upgrade=auto_upgrade):
+                pass
+        assert type(caught.value) is error
+        for text in (str(path), *says):
+            assert text in str(caught.value)
+
+
+async def filled(path: Path, events: int = 5) -> None:
+    async with SqliteStorage(path) as storage:
+        for _ in range(events):
+            await storage.write(unit("a"))
+
+
+def alter(path: Path, *statements: str) -> None:
+    connection = sqlite3.connect(path)
+    for sql in statements:
+        connection.execute(sql)
+    connection.commit()
+    connection.close()
+
+
+# -- what is at the path -----------------------------------------------------------------------------------------------
+
+
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    await refused(tmp_path / "none" / "a.db", StorageUnavailableError, repr(str(tmp_path / "none")), "create it")
+
+
+async def test_a_directory(tmp_path: Path) -> None:
+    await refused(tmp_path, StorageUnavailableError, "directory")
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, world\n" * 100, b"x", b"\x00" * 4096, b"SQLite format 4\x00" + b"\0" * 500]
+)
+async def test_no_database(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    await refused(path, StorageCorruptError)
+    assert path.read_bytes() == content
+    assert names_in(tmp_path) == {"notes.txt"}
+
+
+async def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    alter(path, "CREATE TABLE theirs (a)", "INSERT INTO theirs VALUES (1)")
+    content = path.read_bytes()
+    await refused(path, StorageCorruptError, "another program")
+    assert path.read_bytes() == content
+    assert names_in(tmp_path) == {"other.db"}
+    alter(path, "DROP TABLE theirs", "PRAGMA application_id = 7")
+    await refused(path, StorageCorruptError, "another program")
+
+
+async def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
+    path = tmp_path / "empty.db"
+    path.touch()
+    await filled(path)
+
+
+async def test_a_cut_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await filled(path, 200)
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(StorageError):
+        async with SqliteStorage(path) as storage:
+            await storage.read_log()
+            await storage.write(unit("a"))
+
+
+# -- the schema --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_newer_schema(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await filled(path)
+    alter(path, "PRAGMA user_version = 99")
+    await refused(path, SchemaVersionError, "99", "upgrade")
+
+
+async def test_a_schema_that_becomes_newer_under_us(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with SqliteStorage(path) as storage:
+        await storage.write(unit("a"))
+        alter(path, "PRAGMA user_version = 99")
+        with pytest.raises(SchemaVersionError):
+            await storage.write(unit("a"))
+        alter(path, "PRAGMA user_version = 1")
+        await storage.write(unit("a"))
+
+
+async def test_an_altered_migration(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await filled(path)
+    alter(path, "UPDATE schema_migrations SET checksum = 'x'")
+    await refused(path, SchemaVersionError, "0001_initial.sql", "differs")
+
+
+async def test_migrations_that_nobody_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await filled(path)
+    alter(path, "DROP TABLE schema_migrations")
+    await refused(path, SchemaVersionError, "not recorded")
+
+
+async def test_without_auto_upgrade_an_old_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await refused(path, SchemaVersionError, "auto_upgrade", auto_upgrade=False)
+    await filled(path)
+    async with SqliteStorage(path, auto_upgrade=False) as storage:
+        assert await storage.last_position() == 5
+
+
+# -- permissions -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_directory_that_cannot_be_written() -> None:
+    with unprivileged() as folder:
+        folder.chmod(0o555)
+        await refused(folder / "a.db", StorageUnavailableError, "mode")
+
+
+async def test_a_file_that_cannot_be_written() -> None:
+    with unprivileged() as folder:
+        await filled(folder / "a.db")
+        (folder / "a.db").chmod(0o444)
+        await refused(folder / "a.db", StorageUnavailableError, "mode")
+        (folder / "a.db").chmod(0o644)
+        await filled(folder / "a.db")
+
+
+async def test_a_file_that_cannot_be_read() -> None:
+    with unprivileged() as folder:
+        await filled(folder / "a.db")
+        (folder / "a.db").chmod(0)
+        await refused(folder / "a.db", StorageUnavailableError, "mode")
+
+
+# -- room --------------------------------------------------------------------------------------------------------------
+
+
+def limited(pages: int) -> Callable[[str], sqlite3.Connection]:
+    return connecting(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}"))
+
+
+async def test_a_full_disk_fails_what_does_not_fit_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with SqliteStorage(path, connect=limited(80)) as storage:
+        big = [unit(f"s-{n}", data=b"x" * 60_000) for n in range(12)]
+        small = [unit(f"s-{n}") for n in range(12)]
+        both = [one for pair in zip(big, small, strict=True) for one in pair]
+        results = await asyncio.gather(*(storage.write(one) for one in both), return_exceptions=True)
+        failed = [r for r in results if isinstance(r, BaseException)]
+        assert failed
+        assert {type(error) for error in failed} == {StorageUnavailableError}
+        assert all("no room" in str(error) and str(path) in str(error) for error in failed)
+        # Those that fit landed although a neighbour in their batch did not.
+        assert all(isinstance(result, Written) for result in results[1::2])
+        assert isinstance(results[0], Written)
+        stored = {record.id for record in await storage.read_log()}
+        assert stored == {u.id for u, r in zip(both, results, strict=True) if isinstance(r, Written)}
+    async with SqliteStorage(path) as storage:
+        again = await asyncio.gather(*(storage.write(one) for one in both))
+        assert [r.appended[0].position for r in again if isinstance(r, Written)]
+        assert {record.id for record in await storage.read_log()} == {one.id for one in both}
+
+
+async def test_no_room_for_the_schema(tmp_path: Path) -> None:
+    with pytest.raises(StorageUnavailableError, match="no room"):
+        async with SqliteStorage(tmp_path / "a.db", connect=limited(3)):
+            pass
+    await filled(tmp_path / "a.db")
+
+
+# -- neighbours --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_program_that_holds_the_database_locked(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with SqliteStorage(path, connect=connecting(lambda _: None, timeout=0.05)) as storage:
+        await storage.write(unit("a"))
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        results = await asyncio.gather(*(storage.write(unit("a")) for _ in range(50)), return_exceptions=True)
+        assert {type(result) for result in results} == {StorageUnavailableError}
+        assert "locked" in str(results[0])
+        assert await storage.head("a") == 1
+        other.execute("COMMIT")
+        other.close()
+        await storage.write(unit("a"))
+        assert await storage.head("a") == 2
+
+
+async def test_positions_are_not_reused_when_rows_are_deleted_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with SqliteStorage(path) as storage:
+        for _ in range(4):
+            await storage.write(unit("a"))
+        alter(path, "DELETE FROM events WHERE position > 2")
+        assert await storage.last_position() == 4
+        written = await storage.write(unit("a"))
+        assert (written.appended[0].position, written.appended[0].version) == (5, 5)
+    alter(path, "DELETE FROM events")
+    async with SqliteStorage(path) as storage:
+        written = await storage.write(unit("b"))
+        assert written.appended[0].position == 6
+
+
+async def test_ids_of_row_units_are_pruned_a_week_behind_the_newest(tmp_path: Path) -> None:
+    day = 24 * 3600 * 1_000_000
+    path = tmp_path / "a.db"
+
+    def row_unit(name: str, at: int) -> Unit:
+        return Unit(name, at, rows=(Row("slots", "upsert", (name, 1), {"done": 0}),))
+
+    async with SqliteStorage(path) as storage:
+        await storage.write(row_unit("old", day))
+        await storage.write(row_unit("recent", 5 * day))
+        # Upkeep comes with checkpoints, and those with much written.
+        for turn in range(60):
+            units = [unit(uuid7(), data=b"x" * 2000) for _ in range(100)]
+            await asyncio.gather(*(storage.write(one) for one in units), storage.write(row_unit(f"new{turn}", 9 * day)))
+        while await storage.outcome("old") is not None:
+            await storage.write(unit("a", data=b"x" * 100_000))
+        assert await storage.outcome("recent") == Written("recent", ())
+        assert await storage.outcome("new0") == Written("new0", ())
+
+
+async def test_the_log_file_stays_small_and_is_gone_after_closing(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with SqliteStorage(path) as storage:
+        for _ in range(40):
+            await asyncio.gather(*(storage.write(unit(f"s-{n}", data=b"x" * 4000)) for n in range(100)))
+        status = await storage.status()
+        assert status["file_size"] > 10_000_000
+        assert status["wal_size"] < 16_000_000
+        assert (status["journal_mode"], status["synchronous"]) == ("wal", "FULL")
+    assert names_in(tmp_path) == {"a.db", "a.db-ewe.lock", "a.db-ewe.turn"}
