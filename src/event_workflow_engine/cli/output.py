@@ -27,6 +27,7 @@ __all__ = [
     "plain",
     "print_json",
     "print_rows",
+    "short_time",
     "state_cell",
     "table",
     "time_of",
@@ -80,7 +81,8 @@ def console() -> Console:
 
 def table(*columns: str, numbers: Iterable[str] = ()) -> Table:
     """An empty table in the style of all commands; long values fold, so that nothing is cut off."""
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    named = any(columns)
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), show_header=named)
     right = set(numbers)
     for column in columns:
         made.add_column(column, overflow="fold", justify="right" if column in right else "left")
@@ -98,6 +100,11 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Text]], numbers: 
 def time_of(micros: int | None) -> str:
     """A time of the store, as ISO 8601 in UTC; empty where there is none."""
     return "" if micros is None else datetime.fromtimestamp(micros / 1_000_000, UTC).isoformat(timespec="milliseconds")
+
+
+def short_time(micros: int | None) -> str:
+    """The same for tables: to the second, in UTC, unsaid."""
+    return "" if micros is None else f"{datetime.fromtimestamp(micros / 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------

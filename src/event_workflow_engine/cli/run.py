@@ -18,6 +18,7 @@ from event_workflow_engine.cli.output import (
     event_as_plain,
     print_json,
     print_rows,
+    short_time,
     state_cell,
     table,
     time_of,
@@ -88,8 +89,8 @@ async def list_(  # noqa: D417 - shared options tell of themselves
                 cell(row["id"]),
                 cell(f"{row['saga']} v{row['saga_version']}"),
                 state_cell(row["state"]),
-                cell(time_of(row["started_at"]), "dim"),
-                cell(time_of(row["ended_at"]), "dim"),
+                cell(short_time(row["started_at"]), "dim"),
+                cell(short_time(row["ended_at"]), "dim"),
             )
             for row in page
         ],

@@ -10,7 +10,16 @@ from rich.text import Text
 from event_workflow_engine.cli.opening import opened
 from event_workflow_engine.cli.options import COMMON, Common
 from event_workflow_engine.cli.output import as_json as json_text
-from event_workflow_engine.cli.output import cell, console, event_as_plain, plain, print_json, print_rows, time_of
+from event_workflow_engine.cli.output import (
+    cell,
+    console,
+    event_as_plain,
+    plain,
+    print_json,
+    print_rows,
+    short_time,
+    time_of,
+)
 from event_workflow_engine.event_store import EventStore
 from event_workflow_engine.events import RecordedEvent
 from event_workflow_engine.feeds import Bell
@@ -51,7 +60,7 @@ async def ls(prefix: str = "", /, *, after: str = "", limit: Limit = 50, common:
         streams = [{**row, "last_at": time_of(row["last_at"]) or None} for row in page]
         print_json({"streams": streams, "next": last})
         return
-    rows = [(cell(row["stream"]), cell(row["events"]), cell(time_of(row["last_at"]), "dim")) for row in page]
+    rows = [(cell(row["stream"]), cell(row["events"]), cell(short_time(row["last_at"]), "dim")) for row in page]
     print_rows(("stream", "events", "last"), rows, numbers=("events",))
     if last is not None:
         console().print(cell(f"more: --after {last}", "dim"))
@@ -85,7 +94,7 @@ async def show(  # noqa: D417 - shared options tell of themselves
     rows = [
         (
             cell(event.version),
-            cell(event.recorded_at.isoformat(timespec="milliseconds"), "dim"),
+            cell(f"{event.recorded_at:%Y-%m-%d %H:%M:%S}", "dim"),
             cell(event.type, "bold"),
             cell(json_text(plain(event.data))),
         )

@@ -18,6 +18,7 @@ from event_workflow_engine.cli.demo.orders import ORDERS, sums
 from event_workflow_engine.cli.demo.play import DemoError, Outcome, play
 from event_workflow_engine.cli.output import cell, console, print_json, state_cell, table
 from event_workflow_engine.cli.timeline import detail_of
+from event_workflow_engine.history import SagaFailed, StepFailed
 
 __all__ = ["demo"]
 
@@ -95,11 +96,14 @@ def _timeline(outcome: Outcome) -> None:
             out.print(Text(taken, style="green"), justify="center")
         order = event.stream.removeprefix("saga-")
         mark, style = _MARKS.get(event.type, ("·", ""))
+        detail = detail_of(event.data)
+        if isinstance(event.data, StepFailed | SagaFailed):  # in 80 columns the error's class has no room
+            detail = ": ".join(filter(None, (getattr(event.data, "step", ""), event.data.message)))
         line = Text.assemble(
-            (f"{event.recorded_at.timestamp() - began:7.3f} s  ", "dim"),
+            (f"{event.recorded_at.timestamp() - began:6.3f}  ", "dim"),
             cell(f"{order:<11} ", _COLOURS.get(order, "")),
             (f"{mark} {event.type:<23}", style),
-            cell(detail_of(event.data)),
+            cell(detail),
         )
         line.truncate(out.width, overflow="ellipsis")
         out.print(line)

@@ -129,7 +129,7 @@ class Shop:
             self.world.record(Entry(ctx.idempotency_key, order.id, "parcels", 1, f"book a parcel to {order.to}"))
         await asyncio.sleep(self.carrier_takes)
         if order.to == "Atlantis":
-            raise StepRejectedError(f"no carrier goes to {order.to}")
+            raise StepRejectedError(f"no carrier to {order.to}")
         return f"parcel to {order.to}"
 
 
