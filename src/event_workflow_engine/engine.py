@@ -65,16 +65,15 @@ class WorkflowEngine:
         DefinitionError: The URL is none that the library knows.
 
     Example:
+        >>> from event_workflow_engine import Saga, SagaStep, WorkflowEngine
+        >>> async def greet() -> str:
+        ...     return "hello"
+        >>> greeting = Saga("greeting", [SagaStep("greet", greet)])
         >>> async def main() -> None:
-        ...     async def greet() -> str:
-        ...         return "hello"
-        ...
-        ...     greeting = Saga("greeting", [SagaStep("greet", greet)])
         ...     async with WorkflowEngine("memory://") as engine:
         ...         engine.register(greeting)
         ...         results = await engine.execute(greeting, id="g-1")
         ...         print(results["greet"])
-        >>> from event_workflow_engine import SagaStep
         >>> asyncio.run(main())
         hello
     """
