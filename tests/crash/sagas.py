@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine import (
@@ -101,7 +102,7 @@ async def function(name: str) -> list[str]:
         step(book, f"flight {name}", compensation=undo), step(book, f"hotel {name}", compensation=undo)
     )
     word = await wait_for_signal(GO)
-    await sleep(0.01)
+    await sleep(timedelta(milliseconds=10))
     return [flight, hotel, await step(book, word, compensation=undo)]
 
 

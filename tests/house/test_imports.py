@@ -7,7 +7,15 @@ import ast
 from tests.house.sources import PACKAGE, PACKAGE_NAME, Module, functions, imported, package_modules, stale
 
 # Path in the package: {what it may import inside a function: why}. A name covers its submodules.
-ALLOWED: dict[str, dict[str, str]] = {}
+ALLOWED: dict[str, dict[str, str]] = {
+    "testing/plugin.py": {
+        "event_workflow_engine": "pytest loads the plugin in every project, and coverage misses what it imports early"
+    },
+    "triggers.py": {
+        "cronsim": "most programs have no cron line, and the core import is to stay quick",
+        "zoneinfo": "as cronsim",
+    },
+}
 
 
 def hidden_imports(module: Module) -> list[tuple[ast.AST, str]]:
