@@ -1,0 +1,169 @@
+"""The commands that act, beside a worker process on the same file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.integration.cli.worker import Counted, counts
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+    from tests.integration.cli.kit import Ewe
+
+    from event_workflow_engine import WorkflowEngine
+
+
+def finished(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.mark.timeout(60)
+def test_a_saga_is_watched_and_signalled_while_a_worker_runs_it(empty: Ewe) -> None:
+    with empty.worker():
+        empty.start("w-1")
+        watcher = empty.popen("run", "watch", "w-1", "--json")
+        assert watcher.stdout is not None
+        first = json.loads(watcher.stdout.readline())
+        assert first["type"] == "saga-started"
+        sent = empty.json("run", "signal", "w-1", "go", '"ahead"')
+        assert sent == {"id": "w-1", "signal": "go", "sent": True}
+        told = [first, *finished(watcher)]
+    assert told[-1]["type"] == "saga-completed"
+    assert told[-1]["data"]["result"] == "ahead"
+    assert told == empty.json("run", "show", "w-1")["history"]
+    assert [event["version"] for event in told] == list(range(1, len(told) + 1))
+
+
+@pytest.mark.timeout(60)
+def test_a_cancelled_saga_is_undone_and_keeps_the_reason(empty: Ewe) -> None:
+    with empty.worker():
+        empty.start("w-1")
+        watcher = empty.popen("run", "watch", "w-1", "--json")
+        assert watcher.stdout is not None
+        while json.loads(watcher.stdout.readline())["type"] != "step-succeeded":
+            pass
+        assert empty("run", "cancel", "w-1", "--reason", "changed my mind").code == 0
+        assert finished(watcher)[-1]["type"] == "saga-compensated"
+    shown = empty.json("run", "show", "w-1")
+    assert shown["state"] == "COMPENSATED"
+    assert ("book", "succeeded", "undone") in [(step["step"], step["state"], step["undo"]) for step in shown["steps"]]
+    reasons = [event["data"]["reason"] for event in shown["history"] if event["type"] == "cancel-requested"]
+    assert reasons == ["changed my mind"]
+
+
+def test_a_signal_waits_in_the_store_where_no_worker_runs(ewe: Ewe) -> None:
+    assert ewe("run", "signal", "w-1", "go", '{"a": [1, null]}').code == 0
+    (entry,) = ewe.json("stream", "show", "inbox-w-1")["events"]
+    assert (entry["type"], entry["data"]) == ("signal-sent", {"name": "go", "payload": {"a": [1, None]}})
+
+
+@pytest.mark.parametrize("arguments", [["signal", "g-1", "go"], ["cancel", "g-1"]])
+def test_nothing_is_sent_to_a_saga_that_has_ended(ewe: Ewe, arguments: list[str]) -> None:
+    ended = ewe("run", *arguments)
+    assert (ended.code, ended.out) == (1, "")
+    assert "has ended as COMPLETED" in ended.err
+    assert ewe.json("stream", "ls", "inbox-")["streams"] == []
+
+
+@pytest.fixture
+def shop(ewe: Ewe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ewe:
+    """A projection that was fed, and beside it a module whose fold says something else."""
+    (tmp_path / "cli_shop.py").write_text(
+        textwrap.dedent("""
+            from tests.integration.cli.worker import Count, Counted
+            from event_workflow_engine import DocumentProjection
+
+            counts = DocumentProjection("cli-counts", Count)
+            live = DocumentProjection("cli-live", Count, mode="live")
+
+            @counts.on(Counted, key=lambda e: e.what)
+            @live.on(Counted, key=lambda e: e.what)
+            def count(known, _):
+                return Count((known or Count()).n + 100)
+        """)
+    )
+    (tmp_path / "cli_broken.py").write_text("1 / 0\n")
+
+    async def work(engine: WorkflowEngine) -> None:
+        engine.projections.register(counts)
+        end = (await engine.store.append("count-a", Counted("z"))).positions[-1]
+        await engine.projections.wait_for(counts, end)
+
+    ewe.engine(work)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield ewe
+    for name in ("cli_shop", "cli_broken"):
+        sys.modules.pop(name, None)
+
+
+def documents(ewe: Ewe) -> dict[str, int]:
+    found = {}
+
+    async def work(engine: WorkflowEngine) -> None:
+        engine.projections.register(counts)
+        for key in ("a", "b", "z"):
+            document = await engine.projections.get(counts, key)
+            found[key] = 0 if document is None else document.n
+
+    ewe.engine(work, worker=False)
+    return found
+
+
+@pytest.mark.parametrize("target", ["cli_shop:counts", "cli_shop"])
+def test_a_projection_is_rebuilt_from_the_definition_that_is_named(shop: Ewe, target: str) -> None:
+    assert documents(shop) == {"a": 2, "b": 1, "z": 1}
+    done = shop.json("projection", "rebuild", "cli-counts", "--app", target)
+    assert (done["name"], done["rebuilt"], done["events"]) == ("cli-counts", True, 4)
+    assert documents(shop) == {"a": 200, "b": 100, "z": 100}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cli-counts"], "--app module:object"),
+        (["cli-counts", "--app", "cli_shop:nothing"], "has no attribute"),
+        (["cli-counts", "--app", "cli_gone:counts"], "No module named"),
+        (["cli-counts", "--app", "cli_broken"], "ZeroDivisionError"),
+        (["cli-counts", "--app", "cli_shop:live"], "no projection named"),
+        (["cli-counts", "--app", "cli_shop:count"], "no projection named"),
+        (["cli-live", "--app", "cli_shop"], "nothing to rebuild"),
+    ],
+)
+def test_what_cannot_be_rebuilt_is_told_and_left_as_it_is(shop: Ewe, arguments: list[str], said: str) -> None:
+    ended = shop("projection", "rebuild", *arguments)
+    assert (ended.code, ended.out) == (1, "")
+    assert said in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert documents(shop) == {"a": 2, "b": 1, "z": 1}
+
+
+def test_a_projection_that_the_store_does_not_know_is_not_made(
+    ewe: Ewe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    ended = ewe("projection", "rebuild", "cli-counts", "--app", "tests.integration.cli.worker:counts")
+    assert ended.code == 1
+    assert "there is no projection 'cli-counts'" in ended.err
+    assert ewe.json("projection", "ls")["projections"] == []
+
+
+@pytest.mark.timeout(60)
+def test_a_projection_that_a_worker_feeds_is_left_to_it(shop: Ewe) -> None:
+    with shop.worker():
+        watcher = shop.popen("stream", "tail", "--after", "0", "--type", "cli-counted", "-n", "4")
+        watcher.communicate(timeout=30)
+        while shop.json("projection", "ls")["projections"][0]["owner"] is None:
+            pass
+        ended = shop("projection", "rebuild", "cli-counts", "--app", "cli_shop")
+        assert (ended.code, ended.out) == (1, "")
+        assert "another worker" in ended.err
+    assert documents(shop) == {"a": 2, "b": 1, "z": 1}
