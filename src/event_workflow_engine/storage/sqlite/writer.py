@@ -31,6 +31,11 @@ _log = logging.getLogger("event_workflow_engine.storage")
 POLL_S: Final = 0.010
 """How often an idle writer looks for commits of other processes while anybody wants to know."""
 
+REST_POLL_S: Final = 0.030
+"""The same when nothing was committed for the last `_RESTLESS_POLLS` looks: a look costs a thread's waking."""
+
+_RESTLESS_POLLS: Final = 100
+
 _UPKEEP_S: Final = 0.050  # how long nobody must have wanted anything before a checkpoint that is not urgent
 _KEEP_UNIT_IDS_US: Final = 7 * 24 * 3600 * 1_000_000
 _PRUNE_LIMIT: Final = 500
@@ -49,6 +54,8 @@ class Writer:
         self._session = WriteSession(path, connect)
         self._on_foreign_commit = on_foreign_commit
         self._checkpoints = Checkpoints(path)
+        self._polls = 0  # since anything was committed
+        self._complained = False  # that work between jobs fails, since it last succeeded
         self._newest = 0  # the latest Unit.at seen: the clock by which ids of units grow old
         self.folder: InlineFolder | None = None
         self.listening = False
@@ -222,18 +229,23 @@ class Writer:
             quiet: No job came in the time that the last call returned.
         """
         session = self._session
+        self._polls = self._polls + 1 if quiet else 0
         try:
             if self._checkpoints.due(quiet=quiet):
                 self._upkeep()
             if quiet and self.listening:
                 session.notice_foreign_commits()
+            self._complained = False
         except Exception as error:  # noqa: BLE001 - a job that comes will meet the same, and has someone to tell
-            _log.warning("%s: %s", self._path, storage_error(error, self._path))
+            if not self._complained:
+                self._complained = True
+                _log.warning("between two jobs: %s", storage_error(error, self._path))
         if session.foreign_commits:  # also those that a batch met, which itself may have committed nothing
             session.foreign_commits = False
+            self._polls = 0
             self._on_foreign_commit()
         if self.listening:
-            return POLL_S
+            return POLL_S if self._polls < _RESTLESS_POLLS else REST_POLL_S
         return _UPKEEP_S if self._checkpoints.due(quiet=True) else None
 
     def _upkeep(self) -> None:
