@@ -17,7 +17,7 @@ from event_workflow_engine._projections.definitions import (
     Transaction,
 )
 from event_workflow_engine._projections.feeding import checkpoint_name
-from event_workflow_engine._projections.folding import Folding, matching
+from event_workflow_engine._projections.folding import Documents, Folding, matching
 from event_workflow_engine._projections.inline import InlineDocuments
 from event_workflow_engine._projections.running import ProjectionRunner
 from event_workflow_engine.clock import Clock, Duration, SystemClock, seconds, to_micros
@@ -53,9 +53,10 @@ class ProjectionStatus(msgspec.Struct, frozen=True):
         events: How many events it has folded.
         last_event_id: The last of them.
         position: Up to where it has looked at the log.
-        saga_id: The saga that caused its last update; ``None`` where it was none.
+        saga_id: The saga that caused its last update; ``None`` where it was none. Of a live projection only `position`
+            is known.
         lag_events: Positions of the log behind its own.
-        lag: The age of the first event that it has not looked at; zero when level.
+        lag: The age of the first event that it is still to fold; zero when level.
         parked: Events that are parked behind one that could not be folded.
     """
 
@@ -81,7 +82,6 @@ class ProjectionManager:
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._projections: dict[str, Projection] = {}
         self._runners: dict[str, ProjectionRunner] = {}
-        self._inline = InlineDocuments(store.serializer)
         self._worker = ""
         self._started = False
 
@@ -121,12 +121,16 @@ class ProjectionManager:
                 self._run(projection)
 
     def _run(self, projection: Projection) -> None:
+        if projection.mode == "live":
+            return
+        inline: InlineDocuments | None = None
         if isinstance(projection, DocumentProjection) and projection.mode == "inline":
-            self._inline.add(projection)
-            self._store.storage.set_inline_folder(self._inline)
-        if projection.mode != "live":
-            runner = self._runners[projection.name] = ProjectionRunner(self._store, projection, self._worker)
-            runner.start()
+            inline = InlineDocuments.of(self._store.storage)
+            inline.add(projection, self._store.serializer)
+            if not self._worker:
+                inline.trust(projection.name)  # whether it lacks anything is seen to by a worker
+        runner = self._runners[projection.name] = ProjectionRunner(self._store, projection, self._worker, inline)
+        runner.start()
 
     def _runner(self, projection: Projection) -> ProjectionRunner:
         self._known(projection)
@@ -152,8 +156,13 @@ class ProjectionManager:
         if projection.mode == "live":
             return (await self._folded(projection, key)).get(key)
         generation = await self._generation(projection)
-        row = await self._store.storage.get("documents", (projection.name, generation, key))
-        return None if row is None else self._read(projection, row)
+        while True:
+            row = await self._store.storage.get("documents", (projection.name, generation, key))
+            if row is not None:
+                return self._read(projection, row)
+            before, generation = generation, await self._generation(projection)
+            if generation == before:  # else a rebuild has taken its place, and removed it
+                return None
 
     async def find(
         self,
@@ -173,21 +182,27 @@ class ProjectionManager:
             limit: At most so many.
             offset: After so many.
         """
+        if limit < 0 or offset < 0:
+            raise DefinitionError(f"find(limit={limit}, offset={offset}): neither may be below 0")
         descending = order_by is not None and order_by.startswith("-")
         field = order_by.removeprefix("-") if order_by is not None else None
         if projection.mode == "live":
             return self._found(await self._folded(projection, None), where, field, descending)[offset : offset + limit]
-        rows = await self._store.storage.query(
-            "documents_find",
-            projection=projection.name,
-            generation=await self._generation(projection),
-            where=JSON.encode(dict(where or {}), "find(where=…)").decode(),
-            order_by=field,
-            descending=int(descending),
-            limit=limit,
-            offset=offset,
-        )
-        return [self._read(projection, row) for row in rows]
+        generation = await self._generation(projection)
+        while True:
+            rows = await self._store.storage.query(
+                "documents_find",
+                projection=projection.name,
+                generation=generation,
+                where=JSON.encode(dict(where or {}), "find(where=…)").decode(),
+                order_by=field,
+                descending=int(descending),
+                limit=limit,
+                offset=offset,
+            )
+            before, generation = generation, generation if rows else await self._generation(projection)
+            if generation == before:
+                return [self._read(projection, row) for row in rows]
 
     async def fetch(self, projection: SqlProjection, sql: str, /, **params: Any) -> Rows:
         """Read a SQL projection's tables: ``{table}`` and ``:name`` as in its handlers. Nothing can be written.
@@ -195,8 +210,17 @@ class ProjectionManager:
         Returns:
             The rows, as dicts.
         """
+        if projection.mode == "inline":
+            await self.wait_for(projection, await self._store.storage.last_position())
         generation = await self._generation(projection)
-        return await self._store.storage.fetch(projection.bind(sql, generation), params)
+        while True:
+            try:
+                return await self._store.storage.fetch(projection.bind(sql, generation), params)
+            except DefinitionError:
+                # Its tables may have been dropped, when a rebuild took their place in between.
+                before, generation = generation, await self._generation(projection)
+                if generation == before:
+                    raise
 
     async def _generation(self, projection: Projection) -> int:
         self._known(projection)
@@ -215,31 +239,32 @@ class ProjectionManager:
     async def _folded(self, projection: DocumentProjection[D], key: str | None) -> dict[str, D]:
         """A live projection, folded now; of one key only, where it is given."""
         self._known(projection)
-        folding = Folding(projection, self._store.serializer)
         names = sorted(projection.routes)
-        documents: dict[str, D] = {}
+        # What cannot be folded keeps its key as it was, as in the other modes.
+        documents = Documents(Folding(projection, self._store.serializer), lambda _: None, lambda _: False)
         after = 0
         while records := await self._store.storage.read_log(after=after, limit=_PAGE, types=names):
             for record in matching(records, names):
-                for change in folding.changes(record):
-                    if key is None or change.key == key:
-                        folded = folding.apply(change, documents.pop(change.key, None))
-                        if folded is not None:
-                            documents[change.key] = folded
+                documents.fold(record)
             after = records[-1].position
-        return documents
+        for change, error in documents.failed:
+            if error is not None and key in (None, change.key):
+                _log.warning("live projection %s stops at an event for key %s: %s", projection.name, change.key, error)
+        values = documents.values
+        return {one: values[one] for one in values if values[one] is not None and key in (None, one)}
 
     def _found(
         self, documents: Mapping[str, D], where: Mapping[str, Any] | None, field: str | None, descending: bool
     ) -> list[D]:
-        wanted = dict(where or {})
+        """As the stores do it over what they keep, which is JSON."""
+        wanted = _fields(dict(where or {}), "find(where=…)")
         found = []
         for key in sorted(documents):
-            plain = msgspec.to_builtins(documents[key])
-            if all(name in plain and plain[name] == value for name, value in wanted.items()):
-                found.append((plain.get(field) if field is not None else key, documents[key]))
+            fields = _fields(documents[key], f"document {key!r}")
+            if all(name in fields and _same(fields[name], value) for name, value in wanted.items()):
+                found.append((_rank(fields.get(field)) if field is not None else (), documents[key]))
         if field is not None:
-            found.sort(key=lambda item: (item[0] is not None, item[0]), reverse=descending)
+            found.sort(key=lambda item: item[0], reverse=descending)
         return [document for _, document in found]
 
     # -- knowing -----------------------------------------------------------------------------------------------------
@@ -282,10 +307,12 @@ class ProjectionManager:
             position = max(position, runner.position, end if runner.inline else 0)
         lag = timedelta()
         if position < end:
-            behind = await storage.read_log(after=position, limit=1)
+            behind = await storage.read_log(after=position, limit=1, types=sorted(projection.routes))
             if behind:
                 age = to_micros(self._clock.now()) - behind[0].recorded_at
                 lag = timedelta(microseconds=max(0, age))
+            else:
+                position = end
         (parked,) = await storage.query("parked_count", projection=projection.name, generation=generation)
         return ProjectionStatus(
             row.get("events") or 0,
@@ -321,3 +348,23 @@ class ProjectionManager:
         if projection.mode == "live":
             return 0
         return await self._runner(projection).retry(key)
+
+
+def _fields(value: Any, what: str) -> dict[str, Any]:
+    """The top-level fields as JSON has them; only an object has any."""
+    decoded = msgspec.json.decode(JSON.encode(value, what))
+    return decoded if isinstance(decoded, dict) else {}
+
+
+def _same(a: Any, b: Any) -> bool:
+    # A flag is no number; numbers are equal across int and float.
+    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
+
+
+def _rank(value: Any) -> tuple[int, Any]:
+    """The order of the stores over JSON values: nothing, then numbers (flags as 0 and 1), then text."""
+    if value is None:
+        return (0, 0)
+    if isinstance(value, (bool, int, float)):
+        return (1, value)
+    return (2, value if isinstance(value, str) else msgspec.json.encode(value).decode())

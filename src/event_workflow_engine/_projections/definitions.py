@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
+from zlib import crc32
 
 from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.events import REGISTRY
@@ -44,7 +45,8 @@ class Projection:
 
     Attributes:
         name: Unique in the store.
-        version: Of its fold: a higher one is rebuilt beside the old, and then takes its place.
+        version: Of its fold: a higher one is rebuilt beside the old, and then takes its place. A process with a lower
+            one than the store's reads, but does not feed.
         mode: ``"async"``: behind the log, exactly once. ``"inline"``: folded inside the commit. ``"live"``: on demand.
     """
 
@@ -88,7 +90,8 @@ class DocumentProjection(Projection, Generic[D]):
         name: Unique in the store.
         document: A dataclass, Struct or model.
         version: Of the fold.
-        mode: See `Projection`.
+        mode: See `Projection`. Every process that appends events of an inline projection must register it; events that
+            one appended without are folded only if the projection is registered next before others are folded.
         indexes: Fields that `find` is often asked for; a hint.
 
     Raises:
@@ -135,7 +138,9 @@ class SqlProjection(Projection):
         name: Unique in the store.
         tables: Each table's columns, as in ``CREATE TABLE``. SQL names them ``{table}``.
         version: Of the handlers and tables.
-        mode: ``"async"``, or ``"inline"``: behind each commit, alone.
+        mode: Both are fed right behind the commits, each page in a transaction of its own: SQL cannot run inside
+            another unit's commit. With ``"inline"`` reading it waits until it has seen what was committed before the
+            read, up to 5 seconds; with ``"async"`` it does not. Neither fails an append.
 
     Raises:
         DefinitionError: A name, version, mode or table is wrong.
@@ -179,7 +184,11 @@ class SqlProjection(Projection):
 
     def table(self, table: str, generation: int) -> str:
         """A table's name in the database."""
-        return f"p_{self.name.replace('-', '_')}_{table}_g{generation}".lower()
+        name = self.name
+        if not name.isalnum() or not name.islower():
+            # Names of tables know neither case nor dashes, and an underscore might be where the table's name begins.
+            name = f"{name.replace('-', '_').lower()}_{crc32(name.encode()):08x}"
+        return f"p_{name}_{table}_g{generation}"
 
     def bind(self, sql: str, generation: int) -> str:
         """`sql` with its ``{table}`` places filled.

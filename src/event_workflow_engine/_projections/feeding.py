@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
 from event_workflow_engine._projections.definitions import DocumentProjection, Projection, SqlProjection, Transaction
-from event_workflow_engine._projections.folding import Change, Folding, matching, parked_rows
+from event_workflow_engine._projections.folding import (
+    Change,
+    Documents,
+    Folding,
+    changes_of,
+    last_values,
+    matching,
+    mended,
+    parked_rows,
+)
+from event_workflow_engine.errors import StorageUnavailableError
 from event_workflow_engine.events import CURRENT_EVENT
 from event_workflow_engine.feeds import Feed
 from event_workflow_engine.ids import uuid7
-from event_workflow_engine.serialization import EventCursor, metadata_of
+from event_workflow_engine.serialization import EventCursor
 from event_workflow_engine.storage.port import Row, Unit
 
 if TYPE_CHECKING:
@@ -22,11 +33,21 @@ __all__ = ["GenerationFeed", "checkpoint_name"]
 
 _PAGE: Final = 1000
 _CACHED: Final = 10_000
+_HOLD_S: Final = 2.0
+"""How long a page of SQL may hold the store, as long as it has several events."""
 
 
 def checkpoint_name(projection: str, generation: int) -> str:
     """The name of a generation's checkpoint."""
     return f"projection:{projection}@{generation}"
+
+
+class _TooLongError(Exception):
+    """A page of SQL holds the store for too long."""
+
+    def __init__(self, handled: int) -> None:
+        super().__init__(handled)
+        self.handled = handled
 
 
 class GenerationFeed:
@@ -42,23 +63,21 @@ class GenerationFeed:
         self.feed = Feed(store.storage, checkpoint_name(projection.name, generation), worker, store.now)
         self.read_to = 0
         self._store = store
-        self._folding = Folding(projection, store.serializer) if isinstance(projection, DocumentProjection) else None
-        self._documents: dict[str, Any] = {}
-        self._stored: set[str] = set()
-        """Keys that have a row, among those in memory."""
         self._parked: set[str] = set()
+        if isinstance(projection, DocumentProjection):
+            # Bodies are loaded by the page; which keys are parked is known from `claim`.
+            folding = Folding(projection, store.serializer)
+            self._documents = Documents(folding, lambda _: None, self._parked.__contains__)
 
     async def claim(self) -> bool:
         """Take the generation, if nobody alive has it."""
         if not await self.feed.claim():
             return False
         self.read_to = self.feed.position
-        self._documents.clear()
-        self._stored.clear()
         rows = await self._store.storage.query(
             "parked_keys_page", projection=self.projection.name, generation=self.generation
         )
-        self._parked = {row["key"] for row in rows}
+        self._parked.update(row["key"] for row in rows)
         if isinstance(self.projection, SqlProjection):
             await self._create_tables(self.projection)
         return True
@@ -71,6 +90,22 @@ class GenerationFeed:
 
         await self._store.storage.exclusive(Unit(uuid7(), self._store.now()), create)
 
+    async def erase(self) -> None:
+        """Remove all that there is of this generation: what a build that was cut off left, or what was replaced."""
+        storage, projection = self._store.storage, self.projection
+        await storage.perform("delete_documents", projection=projection.name, generation=self.generation)
+        if isinstance(projection, SqlProjection):
+            tables = [projection.table(table, self.generation) for table in projection.tables]
+
+            async def drop(session: SqlSession) -> None:
+                for table in tables:
+                    await session.execute(f"DROP TABLE IF EXISTS {table}", {})
+
+            await storage.exclusive(Unit(uuid7(), self._store.now()), drop)
+        if await storage.get("checkpoints", (self.feed.name,)) is not None:
+            gone = Row("checkpoints", "delete", (self.feed.name,))
+            await storage.write(Unit(uuid7(), self._store.now(), rows=(gone,)))
+
     async def step(self) -> bool:
         """Fold the next page; whether there was one."""
         storage = self._store.storage
@@ -81,8 +116,11 @@ class GenerationFeed:
             self.read_to = max(self.read_to, end)
             return False
         singles = list(matching(records, names))
-        if self._folding is not None:
-            await self._fold_documents(singles, records[-1].position)
+        if isinstance(self.projection, DocumentProjection):
+            position = records[-1].position
+            rows, folded = await self._fold_documents(singles, position)
+            await storage.write(Unit(uuid7(), self._store.now(), rows=rows))
+            self.feed.moved(position, folded)
         else:
             await self._run_sql(singles, records[-1].position)
         self.read_to = records[-1].position
@@ -93,51 +131,77 @@ class GenerationFeed:
         if self.read_to > self.feed.position:
             await self.feed.save(self.read_to)
 
+    async def swap_in(self, version: int) -> None:
+        """Become the live generation of an async projection."""
+        await self.level()
+        await self._store.storage.write(
+            Unit(uuid7(), self._store.now(), rows=(self._live(version, None), self._held()))
+        )
+
+    async def swap_in_inline(self, version: int) -> int:
+        """Become the live generation, folded inside the commits from here on.
+
+        Nothing may be committed between the last event folded here and the swap. So the rest of the log is folded
+        while the store is held; call it when that is little.
+
+        Returns:
+            From which position on it is inline.
+        """
+        rows: list[Row] = []
+
+        async def work(_: SqlSession) -> None:
+            storage, names = self._store.storage, sorted(self.projection.routes)
+            position, folded, last = self.read_to, 0, None
+            while records := await storage.read_log(after=position, limit=_PAGE, types=names):
+                singles = list(matching(records, names))
+                more, n = await self._fold_documents(singles, records[-1].position, keep=True)
+                rows.extend(more[1:])
+                position, folded, last = records[-1].position, folded + n, singles[-1]
+            position = max(position, await storage.last_position())
+            rows.append(self._checkpoint(position, last, folded))
+            rows.append(self._live(version, position))
+            self.read_to = position
+
+        # The unit is read when the work has ended, which has filled its rows by then.
+        unit = Unit(uuid7(), self._store.now(), rows=cast("tuple[Row, ...]", rows))
+        await self._store.storage.exclusive(unit, work)
+        self.feed.moved(self.read_to)
+        return self.read_to
+
+    def _live(self, version: int, inline_from: int | None) -> Row:
+        values: dict[str, Any] = {"generation": self.generation, "version": version, "mode": self.projection.mode}
+        values |= {"shadow": None, "inline_from": inline_from}
+        return Row("projections", "update", (self.projection.name,), values, {"shadow": self.generation})
+
+    def _held(self) -> Row:
+        return self.feed.move(self.feed.position)
+
+    def _changes(self, record: Record) -> list[Change]:
+        return changes_of(self.projection, self._store.serializer, record)
+
     def _checkpoint(self, position: int, last: Record | None, count: int) -> Row:
-        values: dict[str, Any] = {"events": self.feed.events + count}
-        if last is not None:
-            saga_id = metadata_of(last).saga_id
-            if saga_id is None and last.stream.startswith("saga-"):
-                saga_id = last.stream.removeprefix("saga-")
-            values |= {"last_event_id": last.id, "saga_id": saga_id, "recorded_at": last.recorded_at}
-        return self.feed.move(position, **values)
+        values = {} if last is None else last_values(last)
+        return self.feed.move(position, events=self.feed.events + count, **values)
 
     # -- documents ---------------------------------------------------------------------------------------------------
 
-    async def _fold_documents(self, singles: list[Record], position: int) -> None:
-        folding = self._folding
-        assert folding is not None
-        changes = [change for record in singles for change in folding.changes(record)]
-        await self._load({change.key for change in changes})
-        documents, touched = self._documents, dict[str, None]()
-        rows: list[Row] = []
-        for change in changes:
-            if change.key in self._parked:
-                rows += parked_rows(self.projection.name, self.generation, change, None, 0)
-                continue
-            try:
-                documents[change.key] = folding.apply(change, documents.get(change.key))
-            except Exception as error:  # noqa: BLE001 - a fold may raise anything: its key is parked, others go on
-                rows += self._park(change, error)
-            else:
-                touched[change.key] = None
-        for key in touched:
-            rows += self._document_rows(key)
-        last = singles[-1] if singles else None
-        row = self._checkpoint(position, last, len(singles))
-        await self._store.storage.write(Unit(uuid7(), self._store.now(), rows=(row, *rows)))
-        self.feed.moved(position, len(singles))
-        if len(documents) > _CACHED:
+    async def _fold_documents(
+        self, singles: list[Record], position: int, *, keep: bool = False
+    ) -> tuple[tuple[Row, ...], int]:
+        """The rows to write, the checkpoint's first, and how many events were folded."""
+        documents = self._documents
+        if len(documents) > _CACHED and not keep:
             documents.clear()
-            self._stored.clear()
-
-    def _park(self, change: Change, error: Exception) -> list[Row]:
-        self._parked.add(change.key)
-        return parked_rows(self.projection.name, self.generation, change, error, self._store.now())
+        await self._load({change.key for record in singles for change in self._changes(record)})
+        for record in singles:
+            documents.fold(record)
+        self._parked.update(change.key for change, error in documents.failed if error is not None)
+        folded = documents.folded
+        row = self._checkpoint(position, singles[-1], folded)
+        return (row, *documents.rows(self.generation, self._store.now())), folded
 
     async def _load(self, keys: set[str]) -> None:
-        assert self._folding is not None
-        missing = sorted(keys - self._documents.keys())
+        missing = sorted(keys - self._documents.values.keys())
         if not missing:
             return
         rows = await self._store.storage.query(
@@ -146,95 +210,82 @@ class GenerationFeed:
             generation=self.generation,
             keys=msgspec.json.encode(missing).decode(),
         )
-        self._documents |= dict.fromkeys(missing)
-        self._documents |= {row["key"]: self._folding.read(row["body"]) for row in rows}
-        self._stored.update(row["key"] for row in rows)
-
-    def _document_rows(self, key: str) -> list[Row]:
-        assert self._folding is not None
-        row = (self.projection.name, self.generation, key)
-        document = self._documents[key]
-        if document is not None:
-            self._stored.add(key)
-            return [Row("documents", "upsert", row, {"body": self._folding.write(document)})]
-        if key not in self._stored:
-            return []
-        self._stored.discard(key)
-        return [Row("documents", "delete", row)]
+        found = {row["key"]: row["body"] for row in rows}
+        for key in missing:
+            self._documents.put(key, found.get(key))
 
     # -- SQL ---------------------------------------------------------------------------------------------------------
 
     async def _run_sql(self, singles: list[Record], position: int) -> None:
         """A page in one transaction; where an event raises, those before it, then it is parked, then the rest."""
+        fresh: dict[str, Exception] = {}
+        """Keys that are parked with the next unit."""
         while True:
-            failed = await self._run_page(singles, position)
+            try:
+                failed = await self._run_page(singles, position, fresh)
+            except _TooLongError as long:
+                await self._run_sql(singles[: long.handled], singles[long.handled - 1].position)
+                singles = singles[long.handled :]
+                continue
             if failed is None:
                 return
             at, change, error = failed
-            before = singles[:at]
-            if before:
-                again = await self._run_page(before, before[-1].position)
-                if again is not None:
-                    continue
-            name, generation = self.projection.name, self.generation
-            rows = parked_rows(name, generation, change, error, self._store.now())
+            if at:
+                before = singles[:at]
+                if await self._run_page(before, before[-1].position, fresh) is not None:
+                    continue  # one that does not fail each time
+                singles = singles[at:]
+            # Once more with this one: another key's change of it may be well.
+            fresh[change.key] = error
             self._parked.add(change.key)
-            row = self._checkpoint(change.record.position, change.record, 1)
-            await self._store.storage.write(Unit(uuid7(), self._store.now(), rows=(row, *rows)))
-            self.feed.moved(change.record.position, 1)
-            singles = singles[at + 1 :]
-            if not singles and self.feed.position >= position:
-                return
 
-    async def _run_page(self, singles: list[Record], position: int) -> tuple[int, Change, Exception] | None:
+    async def _run_page(
+        self, singles: list[Record], position: int, fresh: dict[str, Exception]
+    ) -> tuple[int, Change, Exception] | None:
+        """Handle events and move the checkpoint; or the first that failed, and nothing was done."""
         projection = self.projection
         assert isinstance(projection, SqlProjection)
-        parked: list[Change] = []
         failed: list[tuple[int, Change, Exception]] = []
+        changes = [self._changes(record) for record in singles]
 
         async def run(session: SqlSession) -> None:
             transaction = Transaction(session, projection, self.generation)
-            for at, record in enumerate(singles):
-                for change in self._sql_changes(record):
+            begun = monotonic()
+            for at, of_record in enumerate(changes):
+                if at and monotonic() - begun > _HOLD_S:
+                    raise _TooLongError(at)
+                for change in of_record:
                     if change.key in self._parked:
-                        parked.append(change)
                         continue
                     try:
                         await self._handle(transaction, change)
+                    except StorageUnavailableError:
+                        raise
                     except Exception as error:
                         failed.append((at, change, error))
                         raise
 
         rows: list[Row] = []
-        for record in singles:
-            for change in self._sql_changes(record):
-                if change.key in self._parked:
-                    rows += parked_rows(projection.name, self.generation, change, None, 0)
+        folded = 0
+        written = dict(fresh)
+        for of_record in changes:
+            parked = [change for change in of_record if change.key in self._parked]
+            folded += len(parked) < len(of_record)
+            for change in parked:
+                first = written.pop(change.key, None)
+                rows += parked_rows(projection.name, self.generation, change, first, self._store.now())
         last = singles[-1] if singles else None
-        unit = Unit(uuid7(), self._store.now(), rows=(self._checkpoint(position, last, len(singles)), *rows))
+        unit = Unit(uuid7(), self._store.now(), rows=(self._checkpoint(position, last, folded), *rows))
         try:
             await self._store.storage.exclusive(unit, run)
         except Exception:
             if failed:
                 return failed[0]
             raise
-        self.feed.moved(position, len(singles))
+        self.feed.moved(position, folded)
+        fresh.clear()
+        fresh.update(written)
         return None
-
-    def _sql_changes(self, record: Record) -> list[Change]:
-        try:
-            payload = self._store.serializer.payload(record)
-        except Exception as error:  # noqa: BLE001 - a user's upcaster may raise anything
-            return [Change(record, record.stream, None, None, error)]
-        found = []
-        for route in self.projection.routes[record.type]:
-            try:
-                key = record.stream if route.key is None else str(route.key(payload))
-            except Exception as error:  # noqa: BLE001 - a user's key function may raise anything
-                found.append(Change(record, record.stream, payload, route, error))
-            else:
-                found.append(Change(record, key, payload, route))
-        return found
 
     async def _handle(self, transaction: Transaction, change: Change) -> None:
         if change.error is not None:
@@ -263,42 +314,44 @@ class GenerationFeed:
             ]
         gone = [Row("parked_events", "delete", (name, generation, key, row["position"])) for row in rows]
         gone.append(Row("parked_keys", "delete", (name, generation, key)))
-        if self._folding is not None:
-            await self._retry_document(key, singles, gone)
+        checkpoint = self.feed.move(self.feed.position, events=self.feed.events + len(singles))
+        if isinstance(self.projection, DocumentProjection):
+            await self._retry_documents(key, singles, [checkpoint, *gone])
+            self._documents.parked.pop(key, None)
         else:
-            await self._retry_sql(key, singles, gone)
+            await self._retry_sql(key, singles, [checkpoint, *gone])
+        self.feed.moved(self.feed.position, len(singles))
         self._parked.discard(key)
         return len(singles)
 
-    async def _retry_document(self, key: str, singles: list[Record], gone: list[Row]) -> None:
-        folding = self._folding
-        assert folding is not None
-        await self._load({key})
-        document = self._documents.get(key)
-        for record in singles:
-            for change in folding.changes(record):
-                if change.key == key:
-                    document = folding.apply(change, document)
-        previous, self._documents[key] = self._documents.get(key), document
-        row = self.feed.move(self.feed.position)
+    async def _retry_documents(self, key: str, singles: list[Record], rows: list[Row]) -> None:
+        changes = [change for record in singles for change in mended(self._changes(record), key)]
+        await self._load({change.key for change in changes})
+        by_key: dict[str, list[Change]] = {}
+        for change in changes:
+            by_key.setdefault(change.key, []).append(change)
         try:
-            await self._store.storage.write(
-                Unit(uuid7(), self._store.now(), rows=(row, *self._document_rows(key), *gone))
-            )
+            for one, of_key in by_key.items():
+                if one != key and one in self._parked:
+                    self._documents.failed += [(change, None) for change in of_key]
+                else:
+                    self._documents.change(one, of_key)
+            rows += self._documents.rows(self.generation, self._store.now())
+            await self._store.storage.write(Unit(uuid7(), self._store.now(), rows=tuple(rows)))
         except BaseException:
-            self._documents[key] = previous
+            self._documents.clear()
+            self._documents.touched, self._documents.failed = {}, []
             raise
 
-    async def _retry_sql(self, key: str, singles: list[Record], gone: list[Row]) -> None:
+    async def _retry_sql(self, key: str, singles: list[Record], rows: list[Row]) -> None:
         projection = self.projection
         assert isinstance(projection, SqlProjection)
 
         async def run(session: SqlSession) -> None:
             transaction = Transaction(session, projection, self.generation)
             for record in singles:
-                for change in self._sql_changes(record):
-                    if change.key == key:
-                        await self._handle(transaction, change)
+                for change in mended(self._changes(record), key):
+                    await self._handle(transaction, change)
 
-        unit = Unit(uuid7(), self._store.now(), rows=(self.feed.move(self.feed.position), *gone))
+        unit = Unit(uuid7(), self._store.now(), rows=tuple(rows))
         await self._store.storage.exclusive(unit, run)

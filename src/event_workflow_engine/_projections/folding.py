@@ -5,26 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine.codecs import JSON
+from event_workflow_engine.errors import DecodeError
 from event_workflow_engine.events import CURRENT_EVENT
-from event_workflow_engine.serialization import EventCursor, unpack
+from event_workflow_engine.serialization import EventCursor, metadata_of, unpack
 from event_workflow_engine.storage.port import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
 
-    from event_workflow_engine._projections.definitions import DocumentProjection
+    from event_workflow_engine._projections.definitions import DocumentProjection, Projection
     from event_workflow_engine.serialization import EventSerializer
     from event_workflow_engine.storage.port import Record
 
-__all__ = ["Change", "Folding", "matching", "parked_rows"]
+__all__ = ["Change", "Documents", "Folding", "changes_of", "last_values", "matching", "mended", "parked_rows"]
 
 
-def matching(records: Iterable[Record], names: Iterable[str]) -> Iterable[Record]:
+def matching(records: Iterable[Record], names: Collection[str]) -> Iterable[Record]:
     """The events of some types, each as a record of its own."""
     wanted = frozenset(names)
     for record in records:
-        if record.type in wanted and record.count == 1:
-            yield from unpack(record)
+        if record.count == 1:
+            if record.type in wanted:
+                yield record
         elif not wanted.isdisjoint(record.type.split("+")):
             yield from (single for single in unpack(record) if single.type in wanted)
 
@@ -42,32 +44,60 @@ class Change:
         self.error = error
 
 
+def changes_of(projection: Projection, serializer: EventSerializer, record: Record) -> list[Change]:
+    """What an event changes, by route. One that cannot be read, or has no key, is a change with an error.
+
+    Its key is then made of the route's number and the stream, so that it is found again when it was mended; where keys
+    are streams, it is the stream.
+    """
+    payload: Any = None
+    unread: Exception | None = None
+    try:
+        payload = serializer.payload(record)
+    except Exception as error:  # noqa: BLE001 - a user's upcaster may raise anything
+        unread = error
+    found = []
+    for number, route in enumerate(projection.routes[record.type]):
+        if route.key is None:
+            found.append(Change(record, record.stream, payload, route, unread))
+            continue
+        try:
+            if unread is not None:
+                raise unread  # noqa: TRY301 - one way out
+            key = route.key(payload)
+            if not isinstance(key, str):
+                raise TypeError(f"the key must be text, not {type(key).__name__}")  # noqa: TRY301
+            key.encode()  # a lone surrogate cannot be stored
+        except Exception as error:  # noqa: BLE001 - a user's key function may raise anything
+            found.append(Change(record, _lost_key(number, record), payload, route, error))
+        else:
+            found.append(Change(record, key, payload, route))
+    return found
+
+
+def mended(changes: Iterable[Change], parked_key: str) -> list[Change]:
+    """Those changes of an event that are parked under a key; each has the key that it has by now."""
+    return [
+        change for number, change in enumerate(changes) if parked_key in (change.key, _lost_key(number, change.record))
+    ]
+
+
+def _lost_key(route: int, record: Record) -> str:
+    return f"~{route}~{record.stream}"
+
+
 class Folding:
     """Routes events to documents and folds them."""
 
     def __init__(self, projection: DocumentProjection[Any], serializer: EventSerializer) -> None:
         self.projection = projection
+        self._what = f"document of projection {projection.name!r}"
         self._serializer = serializer
         self._cursor = EventCursor(serializer)
 
     def changes(self, record: Record) -> list[Change]:
-        """What an event changes. One that cannot be read, or has no key, is a change with an error."""
-        try:
-            payload = self._serializer.payload(record)
-        except Exception as error:  # noqa: BLE001 - a user's upcaster may raise anything
-            return [Change(record, f"~{record.stream}", None, None, error)]
-        found = []
-        for route in self.projection.routes[record.type]:
-            assert route.key is not None
-            try:
-                key = route.key(payload)
-                if not isinstance(key, str):
-                    raise TypeError(f"the key must be text, not {type(key).__name__}")  # noqa: TRY301 - one way out
-            except Exception as error:  # noqa: BLE001 - a user's key function may raise anything
-                found.append(Change(record, f"~{record.stream}", payload, route, error))
-            else:
-                found.append(Change(record, key, payload, route))
-        return found
+        """See `changes_of`."""
+        return changes_of(self.projection, self._serializer, record)
 
     def apply(self, change: Change, document: Any) -> Any:
         """The document behind a change; raises what the fold raises."""
@@ -82,14 +112,126 @@ class Folding:
 
     def read(self, body: str | None) -> Any:
         """A stored document."""
-        if body is None:
-            return None
-        what = f"document of projection {self.projection.name!r}"
-        return JSON.decode(body.encode(), self.projection.document, what)
+        return None if body is None else JSON.decode(body.encode(), self.projection.document, self._what)
 
-    def write(self, document: Any) -> str:
+    def write(self, document: Any) -> str | None:
         """A document as it is stored."""
-        return JSON.encode(document, f"document of projection {self.projection.name!r}").decode()
+        return None if document is None else JSON.encode(document, self._what).decode()
+
+
+class Documents:
+    """Documents in memory, of one generation, while events are folded into them.
+
+    An event changes a document as a whole or not at all: where one of its folds raises, or returns what cannot be
+    stored, the document stays as it was before the event, whose key is parked.
+
+    Args:
+        folding: How they are folded.
+        load: The stored body of a key that is not in memory.
+        is_parked: Whether a key is parked in the store.
+    """
+
+    def __init__(self, folding: Folding, load: Callable[[str], str | None], is_parked: Callable[[str], bool]) -> None:
+        self._folding = folding
+        self._load = load
+        self._is_parked = is_parked
+        self.values: dict[str, Any] = {}
+        self.bodies: dict[str, str | None] = {}
+        self.parked: dict[str, bool] = {}
+        self._stored: set[str] = set()
+        self.touched: dict[str, None] = {}
+        self.failed: list[tuple[Change, Exception | None]] = []
+        """Events to park, since the last `rows`; with an error the first of their key."""
+        self.folded = 0
+        """Events that were folded, since the last `rows`."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def clear(self) -> None:
+        """Forget all documents; what is parked stays known."""
+        self.values.clear()
+        self.bodies.clear()
+        self._stored.clear()
+
+    def put(self, key: str, body: str | None) -> None:
+        """Take a stored document in."""
+        self.values[key] = self._folding.read(body)
+        self.bodies[key] = body
+        if body is not None:
+            self._stored.add(key)
+
+    def fold(self, record: Record) -> None:
+        """Fold an event."""
+        changes = self._folding.changes(record)
+        if len(changes) == 1:
+            self.folded += self._fold(changes)
+            return
+        by_key: dict[str, list[Change]] = {}
+        for change in changes:
+            by_key.setdefault(change.key, []).append(change)
+        # Every key's turn, whatever became of the others; it counts once.
+        self.folded += max([self._fold(of_key) for of_key in by_key.values()], default=0)
+
+    def _fold(self, changes: list[Change]) -> int:
+        key = changes[0].key
+        parked = self.parked.get(key)
+        if parked is None:
+            parked = self.parked[key] = self._is_parked(key)
+        if parked:
+            self.failed.append((changes[0], None))
+            return 0
+        try:
+            self.change(key, changes)
+        except Exception as error:  # noqa: BLE001 - a fold may raise anything: its key is parked, others go on
+            self.parked[key] = True
+            self.failed.append((changes[0], error))
+            return 0
+        return 1
+
+    def change(self, key: str, changes: Iterable[Change]) -> None:
+        """Change one document; raises what its folds raise, and is then as before."""
+        if key not in self.values:
+            self.put(key, self._load(key))
+        document = self.values[key]
+        try:
+            for change in changes:
+                document = self._folding.apply(change, document)
+            body = self._folding.write(document)
+        except BaseException:
+            # A fold that broke its promise not to change what it is given leaves no trace either.
+            self.values[key] = self._folding.read(self.bodies[key])
+            raise
+        self.values[key], self.bodies[key] = document, body
+        self.touched[key] = None
+
+    def rows(self, generation: int, now: int) -> list[Row]:
+        """The rows to write for what was folded since the last time; begins anew."""
+        name = self._folding.projection.name
+        rows: list[Row] = []
+        for key in self.touched:
+            body = self.bodies[key]
+            if body is not None:
+                self._stored.add(key)
+                rows.append(Row("documents", "upsert", (name, generation, key), {"body": body}))
+            elif key in self._stored:
+                self._stored.discard(key)
+                rows.append(Row("documents", "delete", (name, generation, key)))
+        for change, error in self.failed:
+            rows += parked_rows(name, generation, change, error, now)
+        self.touched, self.failed, self.folded = {}, [], 0
+        return rows
+
+
+def last_values(last: Record) -> dict[str, Any]:
+    """What a checkpoint tells of the last event."""
+    try:
+        saga_id = metadata_of(last).saga_id
+    except DecodeError:
+        saga_id = None  # whatever somebody wrote there, it must not fail a commit
+    if saga_id is None and last.stream.startswith("saga-"):
+        saga_id = last.stream.removeprefix("saga-")
+    return {"last_event_id": last.id, "saga_id": saga_id, "recorded_at": last.recorded_at}
 
 
 def parked_rows(name: str, generation: int, change: Change, error: Exception | None, now: int) -> list[Row]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from event_workflow_engine._projections.definitions import DocumentProjection, Projection
 from event_workflow_engine._projections.feeding import GenerationFeed, checkpoint_name
 from event_workflow_engine.errors import (
     EngineStateError,
@@ -15,17 +15,22 @@ from event_workflow_engine.errors import (
     StorageError,
     WorkflowError,
 )
-from event_workflow_engine.feeds import Bell
+from event_workflow_engine.feeds import Bell, ChangeBell
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage.port import Row, Unit
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from event_workflow_engine._projections.definitions import Projection
+    from event_workflow_engine._projections.inline import InlineDocuments
     from event_workflow_engine.event_store import EventStore
 
 __all__ = ["ProjectionRunner"]
 
 _log: Final = logging.getLogger("event_workflow_engine.projections")
 _BACK_OFF_S: Final = 0.5
+_STOP_S: Final = 5.0
 _LAZY: Final = 1000
 """Positions of other types that are passed in memory before the checkpoint on disk follows."""
 
@@ -37,7 +42,7 @@ class ProjectionRunner:
         inline: It is folded inside the commits now.
     """
 
-    def __init__(self, store: EventStore, projection: Projection, worker: str) -> None:
+    def __init__(self, store: EventStore, projection: Projection, worker: str, folder: InlineDocuments | None) -> None:
         self.inline = False
         self._store = store
         self._projection = projection
@@ -47,6 +52,10 @@ class ProjectionRunner:
         self._failure: WorkflowError | None = None
         self._progress = asyncio.Event()
         self._lock = asyncio.Lock()
+        self._rebuilding = asyncio.Lock()
+        self._folder = folder
+        self._told = False
+        self._may_be_inline = folder is not None
         self._bell: Bell | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -64,6 +73,9 @@ class ProjectionRunner:
     async def stop(self) -> None:
         """End, and let another worker go on."""
         if self._task is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STOP_S), self._lock:  # the page under way is written to its end
+                    self._task.cancel()
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._bell is not None:
@@ -77,36 +89,68 @@ class ProjectionRunner:
 
     async def ready(self) -> None:
         """Of an inline projection: wait until it is inline, so that what was committed is in it."""
-        if self._projection.mode != "inline" or not isinstance(self._projection, DocumentProjection):
+        if not self._may_be_inline:
             return
-        while not self.inline and self._task is not None and not self._task.done():
-            row = await self._store.storage.get("projections", (self._projection.name,))
-            if row is not None and row["inline_from"] is not None:
-                return
-            await self._wait()
+        async with self._listening() as wait:
+            while not self.inline and self._task is not None and not self._task.done():
+                row = await self._store.storage.get("projections", (self._projection.name,))
+                if row is not None and row["version"] > self._projection.version:
+                    return
+                await wait()
+        self._raise_failure()
 
     async def reached(self, position: int) -> None:
         """Wait until it has looked at a position."""
-        while self.position < position and not self.inline:
-            self._raise_failure()
-            if not self._owned:
-                row = await self._store.storage.get("projections", (self._projection.name,))
-                name = checkpoint_name(self._projection.name, 1 if row is None else row["generation"])
-                checkpoint = await self._store.storage.get("checkpoints", (name,))
-                if checkpoint is not None and checkpoint["position"] >= position:
+        async with self._listening() as wait:
+            while self.position < position and not self.inline:
+                self._raise_failure()
+                if not self._owned and await self._reached_elsewhere(position):
                     return
-            await self._wait()
+                if self.position < position and not self.inline:
+                    await wait()
+
+    async def _reached_elsewhere(self, position: int) -> bool:
+        """Whether another worker's checkpoint is there, or only events of other types are between."""
+        storage, projection = self._store.storage, self._projection
+        row = await storage.get("projections", (projection.name,))
+        if row is None or row["version"] < projection.version:
+            return False
+        if row["inline_from"] is not None:
+            return not self._may_be_inline or self._task is None
+        checkpoint = await storage.get("checkpoints", (checkpoint_name(projection.name, row["generation"]),))
+        if checkpoint is None:
+            return False
+        next_one = await storage.read_log(after=checkpoint["position"], limit=1, types=sorted(projection.routes))
+        return (not next_one or next_one[0].position > position) and await storage.last_position() >= position
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
 
-    async def _wait(self) -> None:
-        """Wait for progress here, or a commit anywhere."""
-        remove = self._store.storage.add_bell(self._progress.set)
+    def _tell(self) -> None:
+        """Wake all who wait for progress."""
+        told, self._progress = self._progress, asyncio.Event()
+        told.set()
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Gives what waits for progress here, or a commit anywhere, since it was last awaited or the block began."""
+        rang, seen = asyncio.Event(), self._progress
+        remove = self._store.storage.add_bell(rang.set)
+
+        async def wait() -> None:
+            nonlocal seen
+            waits = [asyncio.ensure_future(rang.wait()), asyncio.ensure_future(seen.wait())]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for one in waits:
+                    one.cancel()
+            rang.clear()
+            seen = self._progress
+
         try:
-            await self._progress.wait()
-            self._progress.clear()
+            yield wait
         finally:
             remove()
 
@@ -118,12 +162,13 @@ class ProjectionRunner:
             try:
                 if await self._claim():
                     await self._feed_on()
-                    return
-                await self._bell.wait()
+                    await self._watch()
+                else:
+                    await self._bell.wait()
             except LogRewoundError as error:
                 _log.error("projection %s stops: %s", self._projection.name, error)
                 self._failure = error
-                self._progress.set()
+                self._tell()
                 return
             except RowConflictError:
                 _log.warning("projection %s is fed by another worker now", self._projection.name)
@@ -135,7 +180,7 @@ class ProjectionRunner:
             except WorkflowError as error:
                 _log.exception("projection %s stops", self._projection.name)
                 self._failure = error
-                self._progress.set()
+                self._tell()
                 return
 
     async def _claim(self) -> bool:
@@ -148,56 +193,106 @@ class ProjectionRunner:
             insert = Row("projections", "insert", (projection.name,), values)
             await storage.write(Unit(uuid7(), self._store.now(), rows=(insert,)))
             row = values
+        if row["version"] > projection.version:
+            if not self._told:
+                _log.warning(
+                    "projection %s: the store has version %d, so version %d is not fed here",
+                    projection.name,
+                    row["version"],
+                    projection.version,
+                )
+            self._told = True
+            return False
         self._feed = GenerationFeed(self._store, projection, row["generation"], self._worker)
-        if row["inline_from"] is not None and row["version"] == projection.version and projection.mode == "inline":
+        current = row["version"] == projection.version and row["mode"] == projection.mode
+        if current and row["inline_from"] is not None and await self._trusted(row):
             self.inline = True
-            self._progress.set()
+            self._tell()
             return True
         if not await self._feed.claim():
             return False
-        self._owned = True
-        if row["version"] != projection.version or row["mode"] != projection.mode:
+        if not current:
             await self._build(row["generation"])
-        self._progress.set()
+        self._owned = not self.inline
+        self._tell()
         return True
+
+    async def _trusted(self, row: dict[str, Any]) -> bool:
+        """Whether an inline projection lacks nothing; if it does, it is one that catches up now.
+
+        From here on this process folds its events inside their commits.
+        """
+        storage, projection = self._store.storage, self._projection
+        checkpoint = await storage.get("checkpoints", (checkpoint_name(projection.name, row["generation"]),))
+        position = max(row["inline_from"], 0 if checkpoint is None else checkpoint["position"])
+        behind = await storage.read_log(after=position, limit=1, types=sorted(projection.routes))
+        if not behind:
+            self._trust()
+        else:
+            again = await storage.get("checkpoints", (checkpoint_name(projection.name, row["generation"]),))
+            if again is not None and again["position"] >= behind[0].position:
+                return await self._trusted(row)  # it was folded inside a commit, between the two reads
+            late = Row("projections", "update", (projection.name,), {"inline_from": None})
+            await storage.write(Unit(uuid7(), self._store.now(), rows=(late,)))
+            return False
+        # An event that was committed before this process trusted it has made it one that catches up; a write is behind
+        # whatever was under way.
+        same = Row("projections", "check", (projection.name,), {}, {"inline_from": row["inline_from"]})
+        try:
+            await storage.write(Unit(uuid7(), self._store.now(), rows=(same,)))
+        except RowConflictError:
+            return False
+        return True
+
+    def _trust(self) -> None:
+        assert self._folder is not None
+        self._folder.trust(self._projection.name)
+
+    async def _watch(self) -> None:
+        """While it is folded inside the commits: until a process that cannot do so has committed its events."""
+        bell = ChangeBell(self._store.storage, frozenset({"projections"}))
+        try:
+            while self.inline:
+                row = await self._store.storage.get("projections", (self._projection.name,))
+                if row is None or row["inline_from"] is None or row["version"] != self._projection.version:
+                    async with self._rebuilding:
+                        row = await self._store.storage.get("projections", (self._projection.name,))
+                        self.inline = row is not None and row["inline_from"] is not None
+                        self.inline &= row is not None and row["version"] == self._projection.version
+                else:
+                    await bell.wait()
+        finally:
+            bell.close()
 
     async def _feed_on(self) -> None:
         assert self._bell is not None
-        documents = isinstance(self._projection, DocumentProjection)
         while not self.inline:
             async with self._lock:
                 feed = self._feed
                 assert feed is not None
-                while await feed.step():
-                    self._progress.set()
-                if documents and self._projection.mode == "inline" and await self._turn_inline(feed):
+                if await feed.step():
+                    self._tell()
+                    continue
+                if self._may_be_inline:
+                    await self._turn_inline(feed)
                     return
                 if feed.read_to - feed.feed.position >= _LAZY:
                     await feed.level()
-            self._progress.set()
+            self._tell()
             await self._bell.wait()
 
-    async def _turn_inline(self, feed: GenerationFeed) -> bool:
-        """Level with the log, and nothing in between: from here on its events are folded inside their commits."""
-        storage, name = self._store.storage, self._projection.name
-        await feed.level()
-        shadow = Row("projections", "update", (name,), {"shadow": feed.generation, "mode": self._projection.mode})
-        await storage.write(Unit(uuid7(), self._store.now(), rows=(shadow,)))
-        swapped = await storage.perform(
-            "swap_projection",
-            name=name,
-            shadow=feed.generation,
-            version=self._projection.version,
-            position=feed.feed.position,
-        )
-        if swapped:
-            await feed.feed.release()
-            self.inline = True
-            self._owned = False
-            self._progress.set()
-        elif self._bell is not None:
-            self._bell.ring()
-        return self.inline
+    async def _turn_inline(self, feed: GenerationFeed) -> None:
+        """From here on events are folded inside their commits."""
+        await self._mark_shadow(feed.generation)
+        self._trust()
+        await feed.swap_in_inline(self._projection.version)
+        await feed.feed.release()
+        self.inline, self._owned = True, False
+        self._tell()
+
+    async def _mark_shadow(self, generation: int) -> None:
+        row = Row("projections", "update", (self._projection.name,), {"shadow": generation})
+        await self._store.storage.write(Unit(uuid7(), self._store.now(), rows=(row,)))
 
     # -- rebuilding --------------------------------------------------------------------------------------------------
 
@@ -205,7 +300,7 @@ class ProjectionRunner:
         """Build a new generation and swap it in."""
         self._raise_failure()
         await self.ready()
-        async with self._lock:
+        async with self._rebuilding:
             if not self._owned and not self.inline:
                 raise EngineStateError(
                     f"projection {self._projection.name!r} is fed by another worker: rebuild it there"
@@ -215,55 +310,61 @@ class ProjectionRunner:
             await self._build(row["generation"])
 
     async def _build(self, live: int) -> None:
-        projection, storage = self._projection, self._store.storage
-        generation = live + 1
-        await storage.perform("delete_documents", projection=projection.name, generation=generation)
-        shadow = GenerationFeed(self._store, projection, generation, self._worker)
-        row = Row("projections", "update", (projection.name,), {"shadow": generation, "mode": projection.mode})
-        stale = await storage.get("checkpoints", (shadow.feed.name,))
-        dropped = () if stale is None else (Row("checkpoints", "delete", (shadow.feed.name,)),)
-        await storage.write(Unit(uuid7(), self._store.now(), rows=(row, *dropped)))
-        await shadow.claim()
-        while True:
-            while await shadow.step():
-                pass
-            await shadow.level()
-            swapped = await storage.perform(
-                "swap_projection",
-                name=projection.name,
-                shadow=generation,
-                version=projection.version,
-                position=shadow.feed.position,
-            )
-            if swapped:
-                break
-        self._feed, self._owned = shadow, not self.inline
-        if projection.mode == "inline" and isinstance(projection, DocumentProjection):
-            self.inline = True
-            await shadow.feed.release()
-        await storage.perform("delete_documents", projection=projection.name, generation=live)
+        """Fold the log into another generation beside the live one, which goes on meanwhile, and swap."""
+        shadow = GenerationFeed(self._store, self._projection, live + 1, self._worker)
+        await shadow.erase()
+        await self._mark_shadow(shadow.generation)
+        if not await shadow.claim():
+            raise RowConflictError("checkpoints", (shadow.feed.name,), "nobody's, or this worker's")
+        while await shadow.step():
+            pass
+        async with self._lock:
+            if self._may_be_inline:
+                self._trust()
+                await shadow.swap_in_inline(self._projection.version)
+                await shadow.feed.release()
+                self.inline, self._owned = True, False
+            else:
+                await shadow.swap_in(self._projection.version)
+            self._feed = shadow
+        self._tell()
+        await GenerationFeed(self._store, self._projection, live, self._worker).erase()
+
+    # -- parked events -----------------------------------------------------------------------------------------------
 
     async def retry(self, key: str | None) -> int:
         """Fold parked events again."""
         self._raise_failure()
-        async with self._lock:
-            feed = self._feed
-            if feed is None or not (self._owned or self.inline):
+        await self.ready()
+        async with self._rebuilding, self._lock:
+            if self._feed is None or not (self._owned or self.inline):
                 raise EngineStateError(
                     f"projection {self._projection.name!r} is fed by another worker: retry its parked events there"
                 )
             if self.inline:
-                row = await self._store.storage.get("projections", (self._projection.name,))
-                assert row is not None
-                feed = GenerationFeed(self._store, self._projection, row["generation"], self._worker)
-                await feed.claim()
-            rows = await self._store.storage.query(
-                "parked_keys_page", projection=self._projection.name, generation=feed.generation
-            )
-            keys = [row["key"] for row in rows if key is None or row["key"] == key]
-            folded = 0
-            for one in keys:
-                folded += await feed.retry(one)
-            if self.inline:
-                await feed.feed.release()
-            return folded
+                return await self._retry_inline(key)
+            return await self._retry(self._feed, key)
+
+    async def _retry(self, feed: GenerationFeed, key: str | None) -> int:
+        rows = await self._store.storage.query(
+            "parked_keys_page", projection=self._projection.name, generation=feed.generation
+        )
+        return sum([await feed.retry(row["key"]) for row in rows if key is None or row["key"] == key])
+
+    async def _retry_inline(self, key: str | None) -> int:
+        """Hold the checkpoint meanwhile, so that it is one that catches up; then it turns inline again."""
+        storage, name = self._store.storage, self._projection.name
+        row = await storage.get("projections", (name,))
+        assert row is not None
+        feed = GenerationFeed(self._store, self._projection, row["generation"], self._worker)
+        late = Row("projections", "update", (name,), {"inline_from": None, "shadow": feed.generation})
+        await storage.write(Unit(uuid7(), self._store.now(), rows=(late,)))
+        try:
+            if not await feed.claim():
+                raise RowConflictError("checkpoints", (feed.feed.name,), "nobody's, or this worker's")
+            return await self._retry(feed, key)
+        finally:
+            while await feed.step():
+                pass
+            await feed.swap_in_inline(self._projection.version)
+            await feed.feed.release()
