@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["GenerationFeed", "checkpoint_name"]
 
 _PAGE: Final = 1000
+_LITTLE: Final = 100
 _CACHED: Final = 10_000
 _HOLD_S: Final = 2.0
 """How long a page of SQL may hold the store, as long as it has several events."""
@@ -106,15 +107,15 @@ class GenerationFeed:
             gone = Row("checkpoints", "delete", (self.feed.name,))
             await storage.write(Unit(uuid7(), self._store.now(), rows=(gone,)))
 
-    async def step(self) -> bool:
-        """Fold the next page; whether there was one."""
+    async def step(self) -> int:
+        """Fold the next page; of how many records."""
         storage = self._store.storage
         names = sorted(self.projection.routes)
         end = await storage.last_position()
         records = await storage.read_log(after=self.read_to, limit=_PAGE, types=names)
         if not records:
             self.read_to = max(self.read_to, end)
-            return False
+            return 0
         singles = list(matching(records, names))
         if isinstance(self.projection, DocumentProjection):
             position = records[-1].position
@@ -124,7 +125,12 @@ class GenerationFeed:
         else:
             await self._run_sql(singles, records[-1].position)
         self.read_to = records[-1].position
-        return True
+        return len(records)
+
+    async def catch_up(self) -> None:
+        """Fold until so little is left that it can be folded while the store is held; more may be committed always."""
+        while await self.step() >= _LITTLE:
+            pass
 
     async def level(self) -> None:
         """Put on disk that events of other types were passed."""

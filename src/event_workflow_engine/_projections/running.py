@@ -53,6 +53,8 @@ class ProjectionRunner:
         self._progress = asyncio.Event()
         self._lock = asyncio.Lock()
         self._rebuilding = asyncio.Lock()
+        self._settled = asyncio.Event()
+        """Whether it is known if this worker feeds it."""
         self._folder = folder
         self._told = False
         self._may_be_inline = folder is not None
@@ -67,7 +69,9 @@ class ProjectionRunner:
     def start(self) -> None:
         """Begin."""
         self._bell = Bell(self._store.storage)
-        if self._worker:
+        if not self._worker:
+            self._settled.set()
+        else:
             self._task = asyncio.create_task(self._run(), name=f"ewe-projection:{self._projection.name}")
 
     async def stop(self) -> None:
@@ -160,7 +164,9 @@ class ProjectionRunner:
         assert self._bell is not None
         while True:
             try:
-                if await self._claim():
+                claimed = await self._claim()
+                self._settled.set()
+                if claimed:
                     await self._feed_on()
                     await self._watch()
                 else:
@@ -168,6 +174,7 @@ class ProjectionRunner:
             except LogRewoundError as error:
                 _log.error("projection %s stops: %s", self._projection.name, error)
                 self._failure = error
+                self._settled.set()
                 self._tell()
                 return
             except RowConflictError:
@@ -180,6 +187,7 @@ class ProjectionRunner:
             except WorkflowError as error:
                 _log.exception("projection %s stops", self._projection.name)
                 self._failure = error
+                self._settled.set()
                 self._tell()
                 return
 
@@ -270,7 +278,9 @@ class ProjectionRunner:
             async with self._lock:
                 feed = self._feed
                 assert feed is not None
-                if await feed.step():
+                if self._may_be_inline:
+                    await feed.catch_up()
+                elif await feed.step():
                     self._tell()
                     continue
                 if self._may_be_inline:
@@ -299,6 +309,7 @@ class ProjectionRunner:
     async def rebuild(self) -> None:
         """Build a new generation and swap it in."""
         self._raise_failure()
+        await self._settled.wait()
         await self.ready()
         async with self._rebuilding:
             if not self._owned and not self.inline:
@@ -316,8 +327,7 @@ class ProjectionRunner:
         await self._mark_shadow(shadow.generation)
         if not await shadow.claim():
             raise RowConflictError("checkpoints", (shadow.feed.name,), "nobody's, or this worker's")
-        while await shadow.step():
-            pass
+        await shadow.catch_up()
         async with self._lock:
             if self._may_be_inline:
                 self._trust()
@@ -335,6 +345,7 @@ class ProjectionRunner:
     async def retry(self, key: str | None) -> int:
         """Fold parked events again."""
         self._raise_failure()
+        await self._settled.wait()
         await self.ready()
         async with self._rebuilding, self._lock:
             if self._feed is None or not (self._owned or self.inline):
@@ -364,7 +375,6 @@ class ProjectionRunner:
                 raise RowConflictError("checkpoints", (feed.feed.name,), "nobody's, or this worker's")
             return await self._retry(feed, key)
         finally:
-            while await feed.step():
-                pass
+            await feed.catch_up()
             await feed.swap_in_inline(self._projection.version)
             await feed.feed.release()
