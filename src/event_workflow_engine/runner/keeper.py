@@ -447,7 +447,7 @@ class SagaKeeper:
         run = SagaRun(self.kit, saga, self._definitions.dag(saga), row["id"], row["fence"])
         self._runs[run.saga_id] = run
         try:
-            resume(run, journal, inbox, retry_code=retry_code)
+            resume(run, journal, inbox, row_state=row["state"], retry_code=retry_code)
         except DecodeError as error:
             run.evict()
             self._drop(run)

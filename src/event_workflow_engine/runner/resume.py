@@ -29,13 +29,16 @@ _FOR_THE_SCRIPT: Final = (
 )
 
 
-def resume(run: SagaRun, journal: Sequence[Record], inbox: Sequence[Record], *, retry_code: bool) -> None:
+def resume(
+    run: SagaRun, journal: Sequence[Record], inbox: Sequence[Record], *, row_state: str, retry_code: bool
+) -> None:
     """Bring a saga back from its records, and let it go on.
 
     Args:
         run: Empty, and owned by this worker.
         journal: All records of its stream, in order.
         inbox: The records of its inbox; those it has read are passed over.
+        row_state: The state that its row has: ``PENDING`` where it was accepted without a worker and begins now.
         retry_code: It stands because of its code, and code was registered: see whether it matches now.
 
     Raises:
@@ -48,7 +51,7 @@ def resume(run: SagaRun, journal: Sequence[Record], inbox: Sequence[Record], *, 
     if state.started is None:
         raise DecodeError(f"saga {run.saga_id!r} has a row and no journal: the store was altered by hand")
     run.handed_over = state.handed_over
-    run.pen.loaded(stored=state.version, seen=state.cursor, state=state.state.value)
+    run.pen.loaded(stored=state.version, seen=state.cursor, state=row_state)
     if state.ended:
         run.flush()
         return

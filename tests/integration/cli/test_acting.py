@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 
 def finished(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
-    return [json.loads(line) for line in out.splitlines()]
+    """What it told since it was read last. Not `communicate`, which loses what `readline` has read ahead."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout as out, process.stderr as err:
+        lines = [json.loads(line) for line in out]
+        assert process.wait(timeout=30) == 0, err.read()
+    return lines
 
 
 @pytest.mark.timeout(60)
@@ -40,6 +44,17 @@ def test_a_saga_is_watched_and_signalled_while_a_worker_runs_it(empty: Ewe) -> N
     assert told[-1]["data"]["result"] == "ahead"
     assert told == empty.json("run", "show", "w-1")["history"]
     assert [event["version"] for event in told] == list(range(1, len(told) + 1))
+
+
+@pytest.mark.timeout(60)
+def test_a_saga_that_was_accepted_elsewhere_is_pending_until_a_worker_runs_it(empty: Ewe) -> None:
+    empty.start("w-1")
+    assert [row["id"] for row in empty.json("run", "list", "--state", "pending")["sagas"]] == ["w-1"]
+    with empty.worker():
+        watcher = empty.popen("stream", "tail", "saga-w-1", "--after", "0", "--type", "step-succeeded", "-n", "1")
+        watcher.communicate(timeout=30)
+        assert watcher.returncode == 0
+        assert [row["id"] for row in empty.json("run", "list", "--state", "running")["sagas"]] == ["w-1"]
 
 
 @pytest.mark.timeout(60)
