@@ -97,6 +97,7 @@ class WorkflowEngine:
         self._intercept: Interceptor | None = None
         self.store = EventStore(self._storage, clock=self._clock)
         self.bus = EventBus()
+        self.bus.attach(self.store)
         self.snapshots = SnapshotManager(self.store)
         self.projections = ProjectionManager(self.store, clock=self._clock)
         self.commands = CommandBus(self.store, snapshots=self.snapshots)
@@ -148,7 +149,7 @@ class WorkflowEngine:
             await worker.start()
         feeder = worker.ref.id if self._config.worker else ""
         self.bus.attach(self.store, worker_id=feeder)
-        stack.push_async_callback(self.bus.stop)
+        stack.push_async_callback(self.bus.stop, timeout=self._config.shutdown_timeout)
         await self.bus.start()
         stack.push_async_callback(self.projections.stop)
         await self.projections.start(worker_id=feeder)

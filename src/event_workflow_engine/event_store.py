@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.snapshots import SnapshotManager
     from event_workflow_engine.storage.port import NewRecord, Record, Row, Storage, Written
 
-__all__ = ["Appended", "EventStore", "ExpectedVersion"]
+__all__ = ["Appended", "EventStore", "ExpectedVersion", "known_metadata"]
 
 A = TypeVar("A", bound=Aggregate[Any])
 
@@ -165,7 +165,7 @@ class EventStore:
             EncodeError: A payload cannot be written as JSON, or not be read back as its type.
             DefinitionError: There are no events, or one is wrong in itself.
         """
-        known = _known_metadata(metadata)
+        known = known_metadata(metadata)
         encoded = b"" if known is None else _metadata_json(known)
         write = self.serializer.write
         records: list[NewRecord] = []
@@ -414,7 +414,7 @@ def _appended(written: Written) -> Appended:
     return Appended(written.appended[0].version if written.appended else 0, tuple(positions))
 
 
-def _known_metadata(given: Mapping[str, Any] | None) -> Metadata | None:
+def known_metadata(given: Mapping[str, Any] | None) -> Metadata | None:
     """What the caller and the context know, ``None`` where neither knows anything."""
     saga, handling = SAGA.get(), CURRENT_EVENT.get()
     if saga is None and handling is None:

@@ -14,54 +14,36 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.storage.port import Storage, Written
 
-__all__ = ["Bell", "ChangeBell", "Feed"]
+__all__ = ["Bell", "ChangeBell", "Feed", "Progress"]
 
 
 class Bell:
-    """Wakes one task when anything was committed: a commit rings it, `wait` takes the ring."""
+    """Wakes one task when anything was committed: a commit rings it, `wait` takes the ring.
 
-    def __init__(self, storage: Storage) -> None:
-        self._rang = asyncio.Event()
-        self._remove = storage.add_bell(self._rang.set)
-
-    def ring(self) -> None:
-        """Wake the task."""
-        self._rang.set()
-
-    async def wait(self) -> None:
-        """Wait for a ring since the last."""
-        await self._rang.wait()
-        self._rang.clear()
-
-    def close(self) -> None:
-        """Hear no more."""
-        self._remove()
-
-
-class ChangeBell(Bell):
-    """Wakes one task when another process committed, or this one wrote to one of some tables.
-
-    A commit of this process runs the commit hooks and then rings the bells; one of another only rings.
+    Args:
+        storage: Whose commits.
+        wanted: Whether a unit of this process is worth waking for. What others committed always is, since nobody here
+            knows what it was. Default: everything is.
     """
 
-    def __init__(self, storage: Storage, tables: frozenset[str]) -> None:
+    def __init__(self, storage: Storage, wanted: Callable[[Unit], bool] | None = None) -> None:
         self._rang = asyncio.Event()
-        self._tables = tables
+        self._wanted = wanted
         self._own = False
-        removers = (storage.add_commit_hook(self._committed), storage.add_bell(self._heard))
-
-        def remove() -> None:
-            for one in removers:
-                one()
-
-        self._remove = remove
+        self._removers: tuple[Callable[[], None], ...]
+        # A commit of this process runs hooks and then rings, on one turn of the loop; that of another only rings.
+        if wanted is None:
+            self._removers = (storage.add_bell(self._rang.set),)
+        else:
+            self._removers = (storage.add_commit_hook(self._committed), storage.add_bell(self._heard))
 
     def _committed(self, batch: Sequence[tuple[Unit, Written]]) -> None:
         self._own = True
-        tables = self._tables
-        for unit, _ in batch:
-            for row in unit.rows:
-                if row.table in tables:
+        wanted = self._wanted
+        assert wanted is not None
+        if not self._rang.is_set():
+            for unit, _ in batch:
+                if wanted(unit):
                     self._rang.set()
                     return
 
@@ -70,18 +52,84 @@ class ChangeBell(Bell):
         if not own:
             self._rang.set()
 
+    def ring(self) -> None:
+        """Wake the task."""
+        self._rang.set()
+
+    async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - it returns, and raises nothing
+        """Wait for a ring since the last, or for some seconds; whether it rang."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._rang.wait()
+        except TimeoutError:
+            return False
+        self._rang.clear()
+        return True
+
+    def close(self) -> None:
+        """Hear no more."""
+        for remove in self._removers:
+            remove()
+
+
+class ChangeBell(Bell):
+    """Wakes one task when another process committed, or this one wrote to one of some tables."""
+
+    def __init__(self, storage: Storage, tables: frozenset[str]) -> None:
+        def wanted(unit: Unit) -> bool:
+            return any(row.table in tables for row in unit.rows)
+
+        super().__init__(storage, wanted)
+
+
+class Progress:
+    """Tells any number of tasks that something moved on.
+
+    A task asks for `moved` before it looks, then awaits it where what it saw was not enough: no move is missed.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def moved(self) -> asyncio.Future[None]:
+        """Done at the next `tell`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        return future
+
+    def tell(self) -> None:
+        """Something moved on."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+
 
 class Feed:
     """The checkpoint of one reader of the log, and who may move it.
 
-    A checkpoint row names the worker that feeds from it. Another takes it over when that one has let go of it, or was
-    declared dead; each move is a compare-and-set on owner and position, so that a worker that lost it cannot move it.
+    A checkpoint's row names the worker that feeds from it (`owner`; empty: nobody). The protocol:
+
+    - **Claim**: whoever finds the row absent, without an owner, or with an owner whose row in ``workers`` is absent or
+      not alive, puts itself in by compare-and-set on owner *and* position. One of several wins.
+    - **Move**: compare-and-set on owner and position, in one unit with whatever was fed. A worker that lost the
+      checkpoint, or died and came back, fails there with `RowConflictError` and writes nothing.
+    - **Release**: compare-and-set on the owner, to nobody. The next to claim goes on at once.
+
+    So at most one worker's feeding ever counts, and none is waited for longer than it takes to declare it dead.
 
     Args:
         storage: The store.
         name: The checkpoint's name.
         worker: This worker's id.
         now: Microseconds since 1970.
+
+    Attributes:
+        position: Where the checkpoint is.
+        events: How many events were fed up to there.
+        row: The checkpoint's row as it was when it was claimed.
+        is_new: Whether the claim made it.
     """
 
     def __init__(self, storage: Storage, name: str, worker: str, now: Callable[[], int]) -> None:
@@ -92,6 +140,7 @@ class Feed:
         self.position = 0
         self.events = 0
         self.row: dict[str, Any] = {}
+        self.is_new = False
 
     async def claim(self, start: int = 0) -> bool:
         """Take the checkpoint if nobody alive has it; whether it is this worker's now.
@@ -103,18 +152,12 @@ class Feed:
             LogRewoundError: The log ends before the checkpoint.
         """
         row = await self._storage.get("checkpoints", (self.name,))
+        is_new = row is None
         if row is None:
-            fresh: dict[str, Any] = {
-                "position": start,
-                "events": 0,
-                "last_event_id": None,
-                "saga_id": None,
-                "recorded_at": None,
-            }
-            claim = Row("checkpoints", "insert", (self.name,), {**fresh, "owner": self._worker})
-            row = fresh
+            row = {"position": start, "events": 0, "last_event_id": None, "saga_id": None, "recorded_at": None}
+            claim = Row("checkpoints", "insert", (self.name,), {**row, "owner": self._worker})
         else:
-            if row["owner"] not in ("", None, self._worker) and await self._lives(row["owner"]):
+            if row["owner"] != self._worker and await self.is_alive(row["owner"]):
                 return False
             owned = {"owner": row["owner"], "position": row["position"]}
             claim = Row("checkpoints", "update", (self.name,), {"owner": self._worker}, owned)
@@ -128,11 +171,19 @@ class Feed:
             await self._storage.write(Unit(uuid7(), self._now(), rows=(claim,)))
         except RowConflictError:
             return False
-        self.row = row
-        self.position, self.events = row["position"], row["events"]
+        self.row, self.is_new = row, is_new
+        self.position, self.events = row["position"], row["events"] or 0
         return True
 
-    async def _lives(self, worker: str) -> bool:
+    async def is_fed_elsewhere(self) -> bool:
+        """Whether another worker that lives has the checkpoint."""
+        row = await self._storage.get("checkpoints", (self.name,))
+        return row is not None and row["owner"] != self._worker and await self.is_alive(row["owner"])
+
+    async def is_alive(self, worker: str | None) -> bool:
+        """Whether somebody is a worker that lives."""
+        if not worker:
+            return False
         row = await self._storage.get("workers", (worker,))
         return row is not None and row["alive"] == 1
 
@@ -146,14 +197,19 @@ class Feed:
         self.position = position
         self.events += events
 
-    async def save(self, position: int) -> None:
+    async def save(self, position: int, events: int = 0) -> None:
         """Move the checkpoint alone.
+
+        Args:
+            position: Where to.
+            events: How many events were fed on the way.
 
         Raises:
             RowConflictError: Another worker has it now.
         """
-        await self._storage.write(Unit(uuid7(), self._now(), rows=(self.move(position),)))
-        self.moved(position)
+        values = {"events": self.events + events} if events else {}
+        await self._storage.write(Unit(uuid7(), self._now(), rows=(self.move(position, **values),)))
+        self.moved(position, events)
 
     async def release(self) -> None:
         """Let go of it, so that another takes it over at once."""
