@@ -181,6 +181,7 @@ class WorkflowEngine:
         new = [saga for saga in sagas if self._definitions.add(saga)]
         if new and self._open is not None:
             self._keeper.code_came()
+            self.scheduler.code_came()
 
     @overload
     async def execute(self, saga: Saga[In, Out], input: In, *, id: str | None = None) -> Out: ...
@@ -289,6 +290,14 @@ class WorkflowEngine:
     def now(self) -> int:
         """The engine's clock, in microseconds since 1970."""
         return to_micros(self._clock.now())
+
+    def knows_saga(self, name: str) -> bool:
+        """Whether a saga of that name is registered."""
+        try:
+            self._definitions.resolve(name)
+        except NotRegisteredError:
+            return False
+        return True
 
     async def run_command(self, command: Any, *, id: str) -> object:  # noqa: A002 - the contract's name
         """Execute a scheduled command."""
