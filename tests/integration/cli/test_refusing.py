@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +55,17 @@ def test_a_file_that_is_no_store_is_left_as_it_is(empty: Ewe, content: bytes) ->
         assert len(ended.err.splitlines()) == 1
         assert "Traceback" not in ended.err
     assert path.read_bytes() == content
+
+
+def test_no_command_makes_or_migrates_a_schema(empty: Ewe) -> None:
+    path = empty.url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("VACUUM")  # a database of nobody: a header and no table
+    ended = empty("run", "list")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("ewe: SchemaVersionError: ")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("url", ["memory://", "nonsense", "mysql://x", "sqlite://", "postgresql://localhost/x"])
