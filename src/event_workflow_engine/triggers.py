@@ -18,6 +18,9 @@ __all__ = ["check_cron", "check_interval", "next_cron", "next_interval"]
 _MICROS: Final = 1_000_000
 _LONGEST: Final = 100 * 366 * 24 * 3600.0
 _HOUR: Final = timedelta(hours=1)
+_FIELDS: Final = 5
+_WIDEST_GAP: Final = 26 * _HOUR
+"""Zones have left out a whole day, to change sides of the date line."""
 
 
 def check_interval(interval: Duration, what: str, *, zero: bool = False) -> int:
@@ -28,9 +31,10 @@ def check_interval(interval: Duration, what: str, *, zero: bool = False) -> int:
     """
     try:
         length = seconds(interval)
+        wrong = not 0 <= length <= _LONGEST or (length < 1 / _MICROS and not zero)
     except (TypeError, ValueError):
         raise DefinitionError(f"{what}={interval!r}: seconds or a timedelta") from None
-    if not 0 <= length <= _LONGEST or (length < 1 / _MICROS and not zero):
+    if wrong:
         raise DefinitionError(f"{what}={interval!r}: {'from 0' if zero else 'above 0'} up to a century, and finite")
     return int(length * _MICROS)
 
@@ -51,6 +55,8 @@ def check_cron(expression: str, zone: str) -> None:
     from cronsim import CronSim, CronSimError  # noqa: PLC0415 - not at import: most programs have no cron line
 
     _zone(zone)
+    if len(expression.split()) != _FIELDS:
+        raise DefinitionError(f"cron line {expression!r} cannot be read: it has five fields, as in crontab(5)")
     try:
         next(CronSim(expression, datetime(2024, 1, 1)))  # noqa: DTZ001 - only whether it can be read
     except (CronSimError, StopIteration, TypeError) as error:
@@ -86,7 +92,7 @@ def _first_instant(local: datetime, place: ZoneInfo) -> datetime:
     if instant.astimezone(place).replace(tzinfo=None) == local:
         return instant
     # The wall clock never shows it: the first instant behind the gap is where the offset changes.
-    low, high = instant - 2 * _HOUR, instant + 2 * _HOUR
+    low, high = instant - _WIDEST_GAP, instant + _WIDEST_GAP
     before = low.astimezone(place).utcoffset()
     while high - low > timedelta(seconds=1):
         middle = low + (high - low) / 2
