@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from event_workflow_engine.cli.demo.command import check
 from event_workflow_engine.cli.demo.orders import Entry
-from event_workflow_engine.cli.demo.play import Outcome, play
+from event_workflow_engine.cli.demo.play import DemoError, Outcome, play
 
 EWE = [sys.executable, "-m", "event_workflow_engine.cli.main"]
 
@@ -91,10 +92,13 @@ def test_the_picture_fits_80_columns_and_marks_the_kill_between_the_events() -> 
 async def test_whatever_is_not_as_promised_is_a_fault(tmp_path: Path) -> None:
     outcome = await play(tmp_path, lambda _: None)
     assert outcome.faults() == []
+    check(outcome)
 
     def faults(**changed: Any) -> str:
         other: Outcome = dataclasses.replace(outcome, **changed)
         assert other.as_plain()["as_promised"] is False
+        with pytest.raises(DemoError):
+            check(other)
         return "; ".join(other.faults())
 
     assert "order-boat ended as COMPLETED" in faults(states={**outcome.states, "order-boat": "COMPLETED"})

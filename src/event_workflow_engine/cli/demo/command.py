@@ -20,7 +20,7 @@ from event_workflow_engine.cli.output import cell, console, print_json, state_ce
 from event_workflow_engine.cli.timeline import detail_of
 from event_workflow_engine.history import SagaFailed, StepFailed
 
-__all__ = ["demo"]
+__all__ = ["check", "demo"]
 
 _COLOURS: Final = {order.id: colour for order, colour in zip(ORDERS, ("cyan", "magenta"), strict=True)}
 _MARKS: Final = {
@@ -56,11 +56,20 @@ def demo(
             print_json(outcome.as_plain())
         else:
             _show(outcome)
+    check(outcome)
+    if keep and not as_json:
+        console().print(cell(f"kept: EWE_URL={outcome.url} ewe run list"), soft_wrap=True)
+
+
+def check(outcome: Outcome) -> None:
+    """Raise where anything is not as promised, so that the exit code says it too.
+
+    Raises:
+        DemoError: What is not.
+    """
     faults = outcome.faults()
     if faults:
         raise DemoError("; ".join(faults))
-    if keep and not as_json:
-        console().print(cell(f"kept: EWE_URL={outcome.url} ewe run list"), soft_wrap=True)
 
 
 def _quiet(_: str) -> None:
