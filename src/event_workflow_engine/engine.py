@@ -13,7 +13,7 @@ from event_workflow_engine.clock import Clock, SystemClock, to_micros
 from event_workflow_engine.codecs import JSON, Codec
 from event_workflow_engine.commands import CommandBus
 from event_workflow_engine.config import EngineConfig
-from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.errors import EngineStateError, NotRegisteredError
 from event_workflow_engine.event_bus import EventBus
 from event_workflow_engine.event_store import EventStore
 from event_workflow_engine.handle import SagaHandle

@@ -8,16 +8,16 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 
 from event_workflow_engine.callables import call_info, called
 from event_workflow_engine.clock import Clock, Duration, SystemClock, from_micros, to_micros
-from event_workflow_engine.codecs import JSON, Raw
+from event_workflow_engine.codecs import JSON
 from event_workflow_engine.errors import (
     DefinitionError,
+    EngineStateError,
     EventIdConflictError,
     NotRegisteredError,
     RowConflictError,
@@ -28,9 +28,12 @@ from event_workflow_engine.ids import uuid7
 from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.saga import Saga
 from event_workflow_engine.storage.port import Row, Unit
+from event_workflow_engine.tasks import ScheduledTask, StoredTask, Task, read_task
 from event_workflow_engine.triggers import check_cron, check_interval, next_cron, next_interval
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from event_workflow_engine.storage.port import Storage
 
 __all__ = ["Launcher", "ScheduledTask", "Task", "WorkflowScheduler"]
@@ -42,6 +45,7 @@ _log: Final = logging.getLogger("event_workflow_engine.scheduler")
 _BATCH: Final = 100
 _BACK_OFF_S: Final = 0.5
 _MAX_ID: Final = 200
+_FAR: Final = 2**62
 _GRACE: Final = 1_000_000
 """A slot is missed when it is late by more than this (microseconds)."""
 
@@ -53,90 +57,16 @@ class Launcher(Protocol):
         """Start a saga by name; the same id is the same saga."""
         ...
 
+    def knows_saga(self, name: str) -> bool:
+        """Whether a saga of that name is registered."""
+        ...
+
     async def run_command(self, command: Any, *, id: str) -> object:  # noqa: A002
         """Execute a command; the same id is the same command."""
         ...
 
 
-class _Stored(msgspec.Struct, frozen=True, omit_defaults=True):
-    kind: Literal["saga", "call", "command"]
-    name: str
-    data: Raw = Raw(b"null")
-    id: str | None = None
-
-
-_read_task: Final = msgspec.json.Decoder(_Stored).decode
 _read_spec: Final = msgspec.json.Decoder(dict[str, Any]).decode
-
-
-class Task:
-    """What a schedule runs: a saga's start, a registered function's call, or a command.
-
-    Attributes:
-        kind: ``"saga"``, ``"call"`` or ``"command"``.
-        name: The saga's, the function's, or the command type's.
-    """
-
-    __slots__ = ("_stored", "command_type", "fn", "kind", "name")
-
-    def __init__(
-        self, stored: _Stored, *, fn: Callable[..., Any] | None = None, command_type: type | None = None
-    ) -> None:
-        self._stored = stored
-        self.kind = stored.kind
-        self.name = stored.name
-        self.fn = fn
-        self.command_type = command_type
-
-    def __repr__(self) -> str:
-        """What it runs."""
-        return f"Task.{self.kind}({self.name!r})"
-
-    @property
-    def encoded(self) -> bytes:
-        """As it is stored."""
-        return msgspec.json.encode(self._stored)
-
-    @staticmethod
-    def saga(saga: Saga[Any, Any] | str, input: Any = None, *, id: str | None = None) -> Task:  # noqa: A002
-        """Start a saga.
-
-        Args:
-            saga: A registered one, or its name.
-            input: Its input.
-            id: The saga's id; by default one for each slot, so that a slot starts its saga once.
-        """
-        name = saga if isinstance(saga, str) else saga.name
-        return Task(_Stored("saga", name, Raw(JSON.encode(input, f"input of saga {name!r}")), id))
-
-    @staticmethod
-    def call(fn: Callable[..., Any], *args: Any) -> Task:
-        """Call a registered function with arguments that JSON knows."""
-        name = called(fn)
-        return Task(_Stored("call", name, Raw(JSON.encode(args, f"arguments of {name!r}"))), fn=fn)
-
-    @staticmethod
-    def command(command: Any) -> Task:
-        """Execute a command; its id is the slot's, so that a slot executes it once."""
-        kind = type(command)
-        name = qualified_name(kind)
-        return Task(_Stored("command", name, Raw(JSON.encode(command, f"command {name!r}"))), command_type=kind)
-
-
-class ScheduledTask(msgspec.Struct, frozen=True):
-    """A schedule, as `WorkflowScheduler.list` tells it.
-
-    Attributes:
-        id: The task's id.
-        task: What it runs.
-        next_run: When it is due next, aware, in UTC.
-        paused: Whether it waits for `resume`.
-    """
-
-    id: str
-    task: Task
-    next_run: datetime
-    paused: bool
 
 
 class WorkflowScheduler:
@@ -166,6 +96,12 @@ class WorkflowScheduler:
         self._runs: set[asyncio.Task[None]] = set()
         self._bell: ChangeBell | None = None
         self._told: set[str] = set()
+        self._repaired = False
+        self._open: set[tuple[str, int]] = set()
+        """Slots that run here."""
+        self._passed: set[str] = set()
+        """Tasks that are due, and whose slot somebody has: maybe a run here, for the same instant."""
+        self._asleep = False
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -180,7 +116,7 @@ class WorkflowScheduler:
             self._timer = asyncio.create_task(self._fire_for_ever(), name="ewe-scheduler")
 
     async def stop(self) -> None:
-        """Fire no more; functions that run may end, for as long as the engine's shutdown lasts."""
+        """Fire no more. What runs is cut off, and runs again when a worker starts; what runs in a thread ends there."""
         if self._timer is not None:
             self._timer.cancel()
             await asyncio.gather(self._timer, return_exceptions=True)
@@ -202,17 +138,30 @@ class WorkflowScheduler:
         """
         label = called(fn) if name is None else name
         known = self._functions.get(label)
-        if known is not None and known is not fn:
+        if known is not None and known != fn:
             raise DefinitionError(f"a function named {label!r} is registered already: register this one with name=")
         self._functions[label] = fn
+        self.code_came()
+        return fn
+
+    def code_came(self) -> None:
+        """Look again at what waits for code: something was registered."""
         self._told.clear()
+        self._repaired = False
         if self._bell is not None:
             self._bell.ring()
-        return fn
 
     def register_command(self, command: type) -> None:
         """Let schedules execute commands of a type; again after each restart."""
-        self._commands[qualified_name(command)] = command
+        name = qualified_name(command)
+        if self._commands.get(name) is not command:
+            self._commands[name] = command
+            self.code_came()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs, and what is to run waits for its time; for tests."""
+        return not self._runs and (self._asleep or self._timer is None)
 
     # -- scheduling --------------------------------------------------------------------------------------------------
 
@@ -304,8 +253,8 @@ class WorkflowScheduler:
     async def _store(self, task_id: str | None, kind: str, spec: dict[str, Any], task: Any, due: int) -> str:
         made = self._task(task)
         task_id = made.name if task_id is None else task_id
-        if not task_id or len(task_id) > _MAX_ID or not task_id.isprintable():
-            raise DefinitionError(f"task id {task_id[:50]!r}: 1 to {_MAX_ID} printable characters")
+        if not 0 < len(task_id) <= _MAX_ID or not task_id.isprintable():
+            raise DefinitionError(f"task id {task_id!r:.60}: 1 to {_MAX_ID} printable characters")
         if made.command_type is not None:
             self.register_command(made.command_type)
         old = await self._storage.get("schedules", (task_id,))
@@ -333,18 +282,22 @@ class WorkflowScheduler:
             made = Task.call(task)
         else:
             raise DefinitionError(f"{task!r} is no task: a Task, a saga without input, or a registered function")
-        if made.fn is not None and self._functions.get(made.name) is not made.fn:
-            names = [name for name, fn in self._functions.items() if fn is made.fn]
+        # Bound methods are made anew each time that they are looked up, and are then equal, not the same.
+        if made.fn is not None and self._functions.get(made.name) != made.fn:
+            names = [name for name, fn in self._functions.items() if fn == made.fn]
             if not names:
                 raise NotRegisteredError(f"function {made.name!r} is not registered: call scheduler.register(…) first")
-            stored = _read_task(made.encoded)
+            stored = read_task(made.encoded)
             made = Task(msgspec.structs.replace(stored, name=names[0]), fn=made.fn)
         return made
 
     # -- looking after -----------------------------------------------------------------------------------------------
 
     async def cancel(self, id: str) -> bool:  # noqa: A002 - the contract's name
-        """Forget a task; whether there was one."""
+        """Forget a task; whether there was one that was still to run. A run that has begun goes on."""
+        row = await self._storage.get("schedules", (id,))
+        if row is None or row["next_run"] is None:
+            return False
         try:
             await self._write(Row("schedules", "delete", (id,)))
         except RowConflictError:
@@ -377,21 +330,31 @@ class WorkflowScheduler:
         """Run a task now, besides its schedule, which stays as it is.
 
         Raises:
-            NotRegisteredError: There is none.
+            NotRegisteredError: There is none, or what it runs is not registered here.
         """
         row = await self._storage.get("schedules", (id,))
         if row is None:
             raise NotRegisteredError(f"there is no scheduled task {id!r}")
-        slot = self._now()
-        claim = Row("slots", "insert", (id, slot), {"worker": self._worker, "fired_at": slot, "done": 0})
-        await self._write(claim)
+        if not self._runnable(row):
+            task = read_task(row["task"])
+            raise NotRegisteredError(f"task {id!r} cannot run here: {task.kind} {task.name!r} is not registered")
+        now = self._now()
+        slot = now
+        while True:
+            claim = Row("slots", "insert", (id, slot), {"worker": self._worker, "fired_at": now, "done": 0})
+            try:
+                await self._write(claim)
+            except RowConflictError:
+                slot += 1  # it fired at this very instant; this is a run of its own
+            else:
+                break
         self._launch(row, slot)
 
     async def list(self) -> Sequence[ScheduledTask]:
         """All tasks that are still to run, by id."""
         rows = await self._storage.query("schedules_all")
         return [
-            ScheduledTask(row["id"], Task(_read_task(row["task"])), from_micros(row["next_run"]), bool(row["paused"]))
+            ScheduledTask(row["id"], Task(read_task(row["task"])), from_micros(row["next_run"]), bool(row["paused"]))
             for row in rows
             if row["next_run"] is not None
         ]
@@ -406,57 +369,78 @@ class WorkflowScheduler:
 
     async def _fire_for_ever(self) -> None:
         assert self._bell is not None
-        repaired = False
         while True:
             try:
-                if not repaired:
+                if not self._repaired:
+                    self._repaired = True
                     await self._repair()
-                    repaired = True
                 waiting = await self._fire_due()
                 await self._sleep(waiting)
             except StorageError as error:
                 _log.warning("scheduling failed, trying again: %s", error)
+                self._repaired = False
                 await asyncio.sleep(_BACK_OFF_S)
 
     async def _sleep(self, until: int | None) -> None:
         """Until then, or until something was committed."""
         assert self._bell is not None
         rang = asyncio.ensure_future(self._bell.wait())
-        waits: set[asyncio.Future[None]] = {rang}
+        waits: set[asyncio.Future[Any]] = {rang}
         if until is not None:
             waits.add(asyncio.ensure_future(self._clock.sleep_until(from_micros(until))))
+        self._asleep = True
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._asleep = False
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
 
     async def _fire_due(self) -> int | None:
-        """Fire what is due; when the next is."""
-        now = self._now()
-        for row in await self._storage.query("due_schedules", now=now, limit=_BATCH):
-            if self._runnable(row):
-                await self._fire(row, now)
-        later = [row for row in await self._storage.query("schedules_all") if not row["paused"]]
-        times = [row["next_run"] for row in later if row["next_run"] is not None and self._runnable(row)]
-        return min(times, default=None)
+        """Fire what is due; when the next is. What cannot run here stands in nobody's way."""
+        limit = _BATCH
+        passed = self._passed = set()
+        while True:
+            now, fired = self._now(), False
+            rows = await self._storage.query("due_schedules", now=_FAR, limit=limit)
+            for row in rows:
+                if row["id"] in passed or not self._runnable(row):
+                    continue
+                if row["next_run"] > now:
+                    if fired:
+                        break
+                    return int(row["next_run"])
+                fired = True
+                if not await self._fire(row, now):
+                    passed.add(row["id"])  # whoever has the slot rings when the schedule moves on
+            if fired:
+                continue
+            if len(rows) < limit:
+                return None
+            limit *= 2
 
     def _runnable(self, row: dict[str, Any]) -> bool:
-        task = _read_task(row["task"])
+        task = read_task(row["task"])
         missing = (task.kind == "call" and task.name not in self._functions) or (
             task.kind == "command" and task.name not in self._commands
         )
+        if task.kind == "saga":
+            missing = self._launcher is None or not self._launcher.knows_saga(task.name)
         if missing and row["id"] not in self._told:
             self._told.add(row["id"])
             _log.warning("task %s waits: %s %r is not registered here", row["id"], task.kind, task.name)
         return not missing
 
-    async def _fire(self, row: dict[str, Any], now: int) -> None:
+    async def _fire(self, row: dict[str, Any], now: int) -> bool:
         """Claim a slot and advance the schedule in one unit; whoever loses, another worker has fired it."""
         slot: int = row["next_run"]
-        slots, following = self._slots(row, slot, now)
-        owned = {"next_run": slot, "task": row["task"]}
+        try:
+            slots, following = self._slots(row, slot, now)
+        except DefinitionError:
+            _log.exception("task %s cannot go on here", row["id"])
+            return False
+        owned = {"next_run": slot, "task": row["task"], "paused": 0}
         if following is None:
             # It goes when it has run: a crash in between finds it again.
             advance = Row("schedules", "update", (row["id"],), {"next_run": None}, owned)
@@ -469,9 +453,10 @@ class WorkflowScheduler:
         try:
             await self._write(advance, *claims)
         except RowConflictError:
-            return
+            return False
         for one in slots:
             self._launch(row, one)
+        return True
 
     def _slots(self, row: dict[str, Any], slot: int, now: int) -> tuple[Sequence[int], int | None]:
         """The slots to fire now, and the next run."""
@@ -499,25 +484,39 @@ class WorkflowScheduler:
         """Slots that a worker claimed and did not finish: run again, under the same ids."""
         alive = {row["id"] for row in await self._storage.query("live_workers")} - {self._worker}
         for slot in await self._storage.query("open_slots"):
-            if slot["worker"] in alive:
+            key = (slot["schedule"], slot["slot"])
+            if slot["worker"] in alive or key in self._open:
                 continue
-            owned = {"worker": slot["worker"], "done": 0}
-            take = Row("slots", "update", (slot["schedule"], slot["slot"]), {"worker": self._worker}, owned)
             row = await self._storage.get("schedules", (slot["schedule"],))
+            owned = {"worker": slot["worker"], "done": 0}
+            take = Row("slots", "update", key, {"worker": self._worker}, owned)
+            if row is None:
+                take = Row("slots", "delete", key, {}, owned)  # it was cancelled since
+            elif not self._runnable(row):
+                continue  # again when its code is registered
             try:
                 await self._write(take)
             except RowConflictError:
                 continue
-            if row is not None and self._runnable(row):
+            if row is not None:
                 self._launch(row, slot["slot"])
 
     def _launch(self, row: dict[str, Any], slot: int) -> None:
+        key = (row["id"], slot)
+        self._open.add(key)
         run = asyncio.create_task(self._run(row, slot), name=f"ewe-task:{row['id']}")
         self._runs.add(run)
-        run.add_done_callback(self._runs.discard)
+
+        def ended(run: asyncio.Task[None]) -> None:
+            self._runs.discard(run)
+            self._open.discard(key)
+            if row["id"] in self._passed and self._bell is not None:
+                self._bell.ring()
+
+        run.add_done_callback(ended)
 
     async def _run(self, row: dict[str, Any], slot: int) -> None:
-        task, run_id = _read_task(row["task"]), f"{row['id']}@{slot}"
+        task, run_id = read_task(row["task"]), f"{row['id']}@{slot}"
         assert self._launcher is not None
         try:
             if task.kind == "saga":
@@ -528,7 +527,7 @@ class WorkflowScheduler:
                 await self._launcher.run_command(command, id=run_id)
             else:
                 await self._call(task)
-        except StorageError:
+        except (StorageError, EngineStateError):
             _log.exception("task %s: its slot stays open and is run again when a worker starts", row["id"])
             return
         except EventIdConflictError:
@@ -540,11 +539,14 @@ class WorkflowScheduler:
         if now is not None and now["next_run"] is None and now["task"] == row["task"]:
             rows.append(Row("schedules", "delete", (row["id"],), {}, {"next_run": None, "task": row["task"]}))
         try:
-            await self._write(*rows)
-        except RowConflictError:
-            await self._write(rows[0])  # the task was scheduled anew meanwhile
+            try:
+                await self._write(*rows)
+            except RowConflictError:
+                await self._write(rows[0])  # the task was scheduled anew meanwhile
+        except StorageError:
+            _log.exception("task %s: it ran, but that could not be written, so it may run again", row["id"])
 
-    async def _call(self, task: _Stored) -> None:
+    async def _call(self, task: StoredTask) -> None:
         fn = self._functions[task.name]
         arguments = JSON.decode(task.data, tuple[Any, ...], f"arguments of {task.name!r}")
         if call_info(fn).is_async:

@@ -31,6 +31,7 @@ _PASSED: Final = 1000
 """Positions of other types that are passed in memory before the checkpoint on disk follows."""
 
 _STANDBY_S: Final = 0.5
+_BETWEEN_TRIES_S: Final = 0.05
 _BACK_OFF_S: Final = 0.5
 
 
@@ -161,7 +162,7 @@ class DurableFeed:
                     await self._feed_on()
                 else:
                     self._progress.tell()
-                    await self._bell.wait(_STANDBY_S)
+                    await self._stand_by()
             except LogRewoundError as error:
                 _log.error("%s stops: %s", self._feed.name, error)
                 break
@@ -175,6 +176,12 @@ class DurableFeed:
                 self._lose()
                 await self._bell.wait(_BACK_OFF_S)
         self._progress.tell()
+
+    async def _stand_by(self) -> None:
+        """Wait until it is worth trying again: whoever has it may have let go of it, or died, which rings nothing."""
+        await self._bell.wait(_STANDBY_S)
+        if not self._stopping:
+            await asyncio.sleep(_BETWEEN_TRIES_S)
 
     def _lose(self) -> None:
         self._owned = False

@@ -198,9 +198,10 @@ class GenerationFeed:
         documents = self._documents
         if len(documents) > _CACHED and not keep:
             documents.clear()
-        await self._load({change.key for record in singles for change in self._changes(record)})
-        for record in singles:
-            documents.fold(record)
+        changes = [self._changes(record) for record in singles]
+        await self._load({change.key for of_record in changes for change in of_record})
+        for of_record in changes:
+            documents.fold_changes(of_record)
         self._parked.update(change.key for change, error in documents.failed if error is not None)
         folded = documents.folded
         row = self._checkpoint(position, singles[-1], folded)

@@ -163,7 +163,10 @@ class Documents:
 
     def fold(self, record: Record) -> None:
         """Fold an event."""
-        changes = self._folding.changes(record)
+        self.fold_changes(self._folding.changes(record))
+
+    def fold_changes(self, changes: list[Change]) -> None:
+        """Fold an event of which it is known what it changes."""
         if len(changes) == 1:
             self.folded += self._fold(changes)
             return
