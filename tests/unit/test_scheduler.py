@@ -78,9 +78,9 @@ class Plan:
         for _ in range(100 if self.blocked else 100_000):
             for _ in range(30):
                 await asyncio.sleep(0)
-            # Twice: who has just gone to sleep may not have told the clock yet.
+            # Several times: who has just gone to sleep may not have told the clock yet, and a thread may be late.
             idle = idle + 1 if all(scheduler.is_idle for scheduler in self.schedulers) else 0
-            if idle == 2:
+            if idle == 10:  # each with a trip to the store
                 return
             await self.storage.query("schedules_all")
 
