@@ -61,12 +61,13 @@ async def position_of(storage: Storage, subscription: str) -> int:
 
 
 class Faulty:
-    """A store whose writes fail as long as `fails` says so of them."""
+    """A store whose writes fail as long as `fails` says so of them, and that may be slow to tell where its log ends."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self.fails: Any = lambda unit: False
         self.failures = 0
+        self.before_last_position: Callable[[], Awaitable[object]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
@@ -76,3 +77,8 @@ class Faulty:
             self.failures += 1
             raise StorageUnavailableError("the disk is full")
         return await self._storage.write(unit)
+
+    async def last_position(self) -> int:
+        if self.before_last_position is not None:
+            await self.before_last_position()
+        return await self._storage.last_position()
