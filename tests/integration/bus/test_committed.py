@@ -84,15 +84,17 @@ async def test_a_base_class_gets_what_derives_from_it_also_when_that_is_register
     engine: WorkflowEngine,
 ) -> None:
     seen: list[str] = []
+    name = f"bus-test-crept-{type(engine.storage).__name__}"  # in no other run of this test
 
     async def handle(event: Moved) -> None:
         seen.append(type(event).__name__)
 
     engine.bus.subscribe(Moved, handle)
     await engine.store.append("way-1", [Moved("ann", 1), Ran("ann", 2)])
+    await engine.store.append("way-1", NewEvent(name, {"who": "ann", "to": 0}))
     await engine.bus.drain()
 
-    @event("bus-test-crept")
+    @event(name)
     @dataclass(frozen=True)
     class Crept(Moved):
         pass
@@ -233,6 +235,21 @@ async def test_a_handler_that_hangs_holds_up_its_own_partition_and_nothing_else(
     await bus.drain()
     assert stuck == list(range(600 if durable else 601))
     await bus.stop()
+
+
+async def test_what_was_committed_right_before_the_stop_is_handled(storage: Storage) -> None:
+    store, seen = EventStore(storage), list[int]()
+    bus = await started(store)
+
+    async def handle(event: Moved) -> None:
+        seen.append(event.to)
+
+    bus.subscribe(Moved, handle)
+    await store.append("way-1", Moved("ann", 1))
+    await bus.stop()
+    assert seen == [1]
+    await store.append("way-1", Moved("ann", 2))
+    assert seen == [1]
 
 
 async def test_what_waits_in_the_log_is_a_dead_letter_when_the_bus_stops(storage: Storage) -> None:

@@ -170,6 +170,27 @@ async def test_cancelled_it_keeps_its_checkpoint_for_the_next(engine: WorkflowEn
     assert (first, second) == ([1], [2])
 
 
+async def test_the_next_of_its_name_begins_when_the_cancelled_one_has_ended(engine: WorkflowEngine) -> None:
+    begun, gate, first, second = asyncio.Event(), asyncio.Event(), list[int](), list[int]()
+
+    async def handle(event: Moved) -> None:
+        begun.set()
+        await gate.wait()
+        first.append(event.to)
+
+    subscription = engine.bus.subscribe(Moved, handle, durable="walks")
+    await engine.store.append("way-1", Moved("ann", 1))
+    await begun.wait()
+    subscription.cancel()
+    engine.bus.subscribe(Moved, collector(second)[0], durable="walks")
+    await engine.store.append("way-1", Moved("ann", 2))
+    for _ in range(50):
+        await engine.store.head("way-1")
+    gate.set()
+    await engine.bus.drain()
+    assert (first, second) == ([1], [2])
+
+
 async def test_wrong_ones_are_refused(engine: WorkflowEngine) -> None:
     @dataclass(frozen=True)
     class NoEvent:
@@ -400,6 +421,24 @@ async def test_a_record_that_cannot_be_taken_apart_is_a_dead_letter(storage: Sto
     (letter,) = await bus.dead_letters()
     assert (steps, letter.event.id, letter.event.position) == (["a"], "broken", 2)
     await bus.stop()
+
+
+async def test_a_checkpoint_may_stand_in_the_middle_of_a_record(storage: Storage) -> None:
+    """A crash while the second of three facts was handled, which were written as one."""
+    store, steps = EventStore(storage), list[str]()
+    data = b",".join(b'{"t":"step-succeeded","step":"%c"}' % step for step in b"abc")
+    facts = NewRecord("facts", "step-succeeded", b"[" + data + b"]", count=3)
+    half = Row("checkpoints", "insert", ("subscription:steps",), {"position": 1, "events": 1, "owner": ""})
+    await storage.write(Unit("facts", 1, (Append("saga-x", (facts,)),), (half,)))
+
+    async def handle(event: StepSucceeded) -> None:
+        steps.append(event.step)
+
+    bus = await started(store)
+    bus.subscribe(StepSucceeded, handle, durable="steps")
+    await bus.drain()
+    await bus.stop()
+    assert steps == ["b", "c"]
 
 
 async def test_a_failing_store_delays_it_and_no_more(storage: Storage) -> None:
