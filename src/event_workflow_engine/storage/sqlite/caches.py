@@ -17,11 +17,11 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 HEADS_LIMIT: Final = 16_384
-SAGAS_LIMIT: Final = 8_192
-"""Every step of a saga looks at its row."""
+ROWS_LIMIT: Final = 8_192
+BODIES_LIMIT: Final = 1_024
+"""For tables whose rows hold documents, which may be large."""
 
-ROWS_LIMIT: Final = 1_024
-"""For the other tables, whose rows are looked at seldom, or may be large."""
+_WITH_BODIES: Final = frozenset({"documents", "snapshots", "dead_letters", "schedules"})
 
 
 class Cache(Generic[K, V]):
@@ -86,7 +86,7 @@ class StoreCache:
     def __init__(self) -> None:
         self.heads: Cache[str, Head] = Cache(HEADS_LIMIT)
         self.rows: dict[str, Cache[Key, Image | None]] = {
-            name: Cache(SAGAS_LIMIT if name == "sagas" else ROWS_LIMIT) for name in SHAPES
+            name: Cache(BODIES_LIMIT if name in _WITH_BODIES else ROWS_LIMIT) for name in SHAPES
         }
         self.position: int | None = None
         self.last_stream = 0
