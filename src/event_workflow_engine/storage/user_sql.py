@@ -46,6 +46,7 @@ _USERS_MISTAKES: Final = frozenset(
         sqlite3.SQLITE_RANGE,
         sqlite3.SQLITE_TOOBIG,
         sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_SCHEMA,  # SQLite's own code for a refusal, on a connection that had to learn of a new table
     }
 )
 
@@ -116,7 +117,7 @@ def sql_errors(sql: str) -> Iterator[None]:
         if isinstance(error, sqlite3.IntegrityError):
             raise StorageError(f"{error}, in: {sql}") from error
         if code is None or code & 0xFF in _USERS_MISTAKES:
-            hint = " (SQL of projections may not do that)" if code == sqlite3.SQLITE_AUTH else ""
+            hint = " (SQL of projections may not do that)" if "authorized" in str(error) else ""
             raise DefinitionError(f"{error}{hint}, in: {sql}") from error
         raise
     except (OverflowError, UnicodeEncodeError) as error:

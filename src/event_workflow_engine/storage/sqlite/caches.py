@@ -17,11 +17,13 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 HEADS_LIMIT: Final = 16_384
-ROWS_LIMIT: Final = 8_192
-BODIES_LIMIT: Final = 1_024
-"""For tables whose rows hold documents, which may be large."""
+SAGAS_LIMIT: Final = 8_192
+"""Every step of a saga looks at its row."""
 
-_WITH_BODIES: Final = frozenset({"documents", "snapshots", "dead_letters", "schedules"})
+ROWS_LIMIT: Final = 1_024
+"""For the other tables, whose rows are looked at seldom, or may be large."""
+
+_AGE_EVERY: Final = 8  # commits
 
 
 class Cache(Generic[K, V]):
@@ -81,15 +83,16 @@ class StoreCache:
         last_stream: The largest number of a stream; known when the position is.
     """
 
-    __slots__ = ("heads", "last_stream", "position", "rows")
+    __slots__ = ("_commits", "heads", "last_stream", "position", "rows")
 
     def __init__(self) -> None:
         self.heads: Cache[str, Head] = Cache(HEADS_LIMIT)
         self.rows: dict[str, Cache[Key, Image | None]] = {
-            name: Cache(BODIES_LIMIT if name in _WITH_BODIES else ROWS_LIMIT) for name in SHAPES
+            name: Cache(SAGAS_LIMIT if name == "sagas" else ROWS_LIMIT) for name in SHAPES
         }
         self.position: int | None = None
         self.last_stream = 0
+        self._commits = 0
 
     def changed(self, tables: Iterable[str], returned: str, rows: Iterable[dict[str, Any]]) -> None:
         """A claim changed rows: forget those of `tables`, learn the ones that it `returned`."""
@@ -100,7 +103,10 @@ class StoreCache:
             self.rows[returned].young[image[: SHAPES[returned].width]] = image
 
     def age(self) -> None:
-        """Between batches: forget what is too much."""
+        """Between batches: forget what is too much. Looks at every few only, for a batch adds few thousands at most."""
+        self._commits += 1
+        if self._commits % _AGE_EVERY:
+            return
         self.heads.age()
         for rows in self.rows.values():
             rows.age()

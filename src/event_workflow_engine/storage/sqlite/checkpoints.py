@@ -10,11 +10,17 @@ __all__ = ["Checkpoints"]
 
 _log = logging.getLogger("event_workflow_engine.storage")
 
-QUIET_FRAMES: Final = 250
-"""Pages of 4 KiB in the log that are worth a checkpoint when nobody waits."""
+FEW_FRAMES: Final = 500
+"""Pages of 4 KiB in the log that are worth a checkpoint when nobody waits, or after `MANY_BATCHES`.
 
-LOUD_FRAMES: Final = 1_000
-"""Pages in the log that make a checkpoint due between two batches."""
+A file that grows is synced at twice the price of one that is overwritten, and the log begins anew after a checkpoint.
+So many small batches, which write the same pages over and over, do best with a short log.
+"""
+
+MANY_BATCHES: Final = 64
+
+MANY_FRAMES: Final = 1_000
+"""Pages in the log that make a checkpoint due however few batches wrote them."""
 
 _COMMIT_WORK: Final = 3  # the pages that even the smallest transaction writes, in units of work
 _AGAIN_AFTER: Final = 0.25  # a checkpoint that a reader held up is tried again after this share of the usual work
@@ -31,16 +37,19 @@ class Checkpoints:
     def __init__(self, path: str) -> None:
         self._path = path
         self._work = 0.0  # since the last checkpoint
+        self._batches = 0
         self._frames_per_work = 1.0
         self._left = 0  # frames that the last checkpoint could not reset
 
     def wrote(self, units: int) -> None:
         """A batch of so many units was committed."""
         self._work += units + _COMMIT_WORK
+        self._batches += 1
 
     def due(self, *, quiet: bool) -> bool:
         """Whether to checkpoint now; `quiet`: nobody waits for the writer."""
-        return self._work * self._frames_per_work >= (QUIET_FRAMES if quiet else LOUD_FRAMES)
+        frames = self._work * self._frames_per_work
+        return frames >= MANY_FRAMES or (frames >= FEW_FRAMES and (quiet or self._batches >= MANY_BATCHES))
 
     def run(self, connection: sqlite3.Connection) -> None:
         """Move as much of the log as no reader needs. The caller holds the store's lock; it never fails a batch."""
@@ -56,6 +65,7 @@ class Checkpoints:
             self._frames_per_work = fresh / self._work
         complete = moved >= frames
         self._left = 0 if complete else frames
+        self._batches = 0
         self._work = 0.0 if complete else self._work * (1 - _AGAIN_AFTER)
 
     def truncate(self, connection: sqlite3.Connection) -> None:

@@ -220,11 +220,12 @@ class SqliteStorage(GroupedStorage):
     async def status(self) -> dict[str, Any]:
         """What this store is and holds, for people."""
         found = await self._read(self._readers.status)
+        writer, thread = self._writing
+        found["synchronous"] = await thread.call(writer.synchronous)
         return {
             "url": self.url,
             "backend": "sqlite",
             **found,
-            "synchronous": "FULL",
         }
 
 

@@ -220,6 +220,11 @@ class Writer:
         finally:
             self._session.rollback()
 
+    def synchronous(self) -> str:
+        """How commits are made durable."""
+        (level,) = self._session.connection.execute("PRAGMA synchronous").fetchone()
+        return ("OFF", "NORMAL", "FULL", "EXTRA")[level]
+
     # -- between jobs --------------------------------------------------------------------------------------------
 
     def between_jobs(self, quiet: bool) -> float | None:
