@@ -1,4 +1,4 @@
-"""The event bus: background delivery, order by key, retries, dead letters, durable subscriptions."""
+"""The event bus without a store: matching, background delivery, order by key, bounded queues, stopping."""
 
 from __future__ import annotations
 
@@ -6,57 +6,34 @@ import asyncio
 import subprocess
 import sys
 import threading
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from event_workflow_engine import (
-    EngineConfig,
-    EventBus,
-    RetryPolicy,
-    Saga,
-    SagaStep,
-    WorkflowEngine,
-    current_event,
-    event,
-)
-from event_workflow_engine.errors import DefinitionError, NotRegisteredError
-from event_workflow_engine.history import SagaCompleted, StepSucceeded
-from event_workflow_engine.storage import open_storage
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from event_workflow_engine.storage.port import Storage
-
-TWICE = RetryPolicy(attempts=2, delay=0, jitter=0)
+from event_workflow_engine import EventBus, RetryPolicy, current_event
+from event_workflow_engine.errors import DefinitionError, EngineStateError
+from event_workflow_engine.events import NewEvent
 
 
-@event("bus-test-moved")
 @dataclass(frozen=True)
 class Moved:
     who: str
     to: int
 
 
-@event("bus-test-ran")
 @dataclass(frozen=True)
 class Ran(Moved):
     pass
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[Storage]:
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/bus.db"
-    async with open_storage(url) as opened:
-        yield opened
+async def turns(count: int = 20) -> None:
+    """Let everything that can run now run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
-@pytest.fixture
-async def engine(storage: Storage) -> AsyncIterator[WorkflowEngine]:
-    async with WorkflowEngine(storage) as entered:
-        yield entered
+# -- matching and delivering -----------------------------------------------------------------------------------------
 
 
 async def test_matching_is_by_type_base_class_or_star() -> None:
@@ -83,12 +60,121 @@ async def test_publish_does_not_wait_for_handlers_and_drain_does() -> None:
     bus.subscribe(str, handle)
     await bus.publish("hello")
     draining = asyncio.create_task(bus.drain())
-    await asyncio.sleep(0)
+    await turns()
     assert done == []
     assert not draining.done()
     gate.set()
     await draining
     assert done == ["hello"]
+
+
+async def test_drain_waits_for_what_was_published_before_it_and_no_longer() -> None:
+    bus, gates, done = EventBus(partitions=1), {1: asyncio.Event(), 2: asyncio.Event()}, list[int]()
+
+    async def handle(event: int) -> None:
+        await gates[event].wait()
+        done.append(event)
+
+    bus.subscribe(int, handle)
+    await bus.publish(1)
+    draining = asyncio.create_task(bus.drain())
+    await turns()
+    await bus.publish(2)
+    gates[1].set()
+    await draining
+    assert done == [1]
+    gates[2].set()
+    await bus.drain()
+
+
+async def test_sync_handlers_run_in_threads_with_the_event_at_hand() -> None:
+    bus, seen = EventBus(), list[tuple[bool, object]]()
+    bus.subscribe(
+        str, lambda event: seen.append((threading.current_thread() is threading.main_thread(), current_event().data))
+    )
+    await bus.publish("hello")
+    await bus.drain()
+    assert seen == [(False, "hello")]
+    await bus.stop()
+
+
+async def test_what_a_sync_callable_returns_is_awaited() -> None:
+    """A lambda around an async function is the usual way to come to it."""
+    bus, seen = EventBus(), list[tuple[str, object]]()
+
+    async def handle(word: str, event: str) -> None:
+        seen.append((word + event, current_event().data))
+
+    bus.subscribe(str, lambda event: handle("oh ", event))
+    await bus.publish("hello")
+    await bus.drain()
+    assert seen == [("oh hello", "hello")]
+    await bus.stop()
+
+
+async def test_a_new_event_is_published_by_its_name() -> None:
+    bus, seen = EventBus(), list[tuple[str, str, object, str | None]]()
+
+    async def handle(payload: dict[str, int]) -> None:
+        event = current_event()
+        seen.append((event.id, event.type, payload, event.metadata.actor))
+
+    bus.subscribe(dict, handle)
+    await bus.publish(NewEvent("moved", {"to": 1}, id="e-1", metadata={"actor": "ann"}))
+    await bus.drain()
+    assert seen == [("e-1", "moved", {"to": 1}, "ann")]
+
+
+async def test_cancel_ends_a_subscription_and_what_it_was_handed_is_handled() -> None:
+    bus, gate, seen = EventBus(), asyncio.Event(), list[str]()
+
+    async def handle(event: str) -> None:
+        await gate.wait()
+        seen.append(event)
+
+    subscription = bus.subscribe(str, handle)
+    await bus.publish("one")
+    subscription.cancel()
+    subscription.cancel()
+    await bus.publish("two")
+    gate.set()
+    await bus.drain()
+    assert seen == ["one"]
+
+
+def test_a_bus_goes_on_on_another_loop() -> None:
+    bus, seen = EventBus(partitions=1, queue_size=1), list[int]()
+
+    async def handle(event: int) -> None:
+        await asyncio.sleep(0)
+        seen.append(event)
+
+    bus.subscribe(int, handle)
+
+    async def main(first: int) -> None:
+        await asyncio.gather(*(bus.publish(first + n) for n in range(3)))
+        await bus.drain()
+        await bus.stop()
+
+    asyncio.run(main(1))
+    asyncio.run(main(4))
+    assert seen == [1, 2, 3, 4, 5, 6]
+
+
+async def test_wrong_arguments_are_refused() -> None:
+    bus = EventBus()
+    with pytest.raises(DefinitionError, match="a class"):
+        bus.subscribe("Moved", print)  # type: ignore[call-overload]
+    with pytest.raises(DefinitionError, match="start"):
+        bus.subscribe(Moved, print, start="later")  # type: ignore[call-overload]
+    with pytest.raises(EngineStateError, match="no store"):
+        bus.subscribe(Moved, print, durable="walks")
+    for arguments in ({"partitions": 0}, {"queue_size": 0}):
+        with pytest.raises(DefinitionError, match="at least 1"):
+            EventBus(**arguments)
+
+
+# -- order and room --------------------------------------------------------------------------------------------------
 
 
 async def test_events_of_a_key_are_in_order_and_keys_side_by_side() -> None:
@@ -113,214 +199,258 @@ async def test_events_of_a_key_are_in_order_and_keys_side_by_side() -> None:
     assert log[3:] == [Moved("ann", to) for to in range(3)]
 
 
-async def test_a_full_partition_makes_publish_wait() -> None:
-    bus, gate = EventBus(partitions=1, queue_size=2), asyncio.Event()
+async def test_a_key_given_with_the_event_goes_before_the_subscriptions_own() -> None:
+    bus, gate, log = EventBus(), asyncio.Event(), list[int]()
 
-    async def handle(_: int) -> None:
+    async def handle(event: Moved) -> None:
+        if not event.to:
+            await gate.wait()
+        log.append(event.to)
+
+    bus.subscribe(Moved, handle, key=lambda event: f"{event.who}{event.to}")
+    for to in range(5):
+        await bus.publish(Moved("ann", to), key="the same")
+    await turns()
+    assert log == [], "they wait behind the first"
+    gate.set()
+    await bus.drain()
+    assert log == [0, 1, 2, 3, 4]
+
+
+async def test_as_many_sync_handlers_run_at_once_as_there_are_partitions() -> None:
+    """None waits for another's thread; the barrier lets them through only together."""
+    barrier = threading.Barrier(16)
+    bus, seen = EventBus(partitions=16), list[int]()
+
+    def handle(event: int) -> None:
+        barrier.wait(timeout=20)
+        seen.append(event)
+
+    bus.subscribe(int, handle)
+    for number in range(16):
+        await bus.publish(number)
+    await bus.drain()
+    assert sorted(seen) == list(range(16))
+    await bus.stop()
+
+
+async def test_a_full_partition_makes_publish_wait_in_line() -> None:
+    bus, gate, seen = EventBus(partitions=1, queue_size=2), asyncio.Event(), list[int]()
+
+    async def handle(number: int) -> None:
         await gate.wait()
+        seen.append(number)
 
     bus.subscribe(int, handle)
     for number in range(2):
         await bus.publish(number)
-    third = asyncio.create_task(bus.publish(3))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert not third.done()
+    waiting = [asyncio.create_task(bus.publish(number)) for number in range(2, 7)]
+    await turns()
+    assert not any(task.done() for task in waiting)
+    waiting[1].cancel()
     gate.set()
-    await third
+    await asyncio.gather(*waiting, return_exceptions=True)
     await bus.drain()
+    assert seen == [0, 1, 2, 4, 5, 6], "in the order of publishing, without the one that was withdrawn"
+
+
+async def test_a_full_subscription_keeps_the_event_from_no_other() -> None:
+    bus, gate, seen = EventBus(partitions=1, queue_size=1), asyncio.Event(), list[int]()
+    heard = asyncio.Event()
+
+    async def stuck(_: int) -> None:
+        await gate.wait()
+
+    async def handle(number: int) -> None:
+        seen.append(number)
+        if number == 2:
+            heard.set()
+
+    bus.subscribe(int, stuck)
+    bus.subscribe(int, handle)
+    await bus.publish(1)
+    second = asyncio.create_task(bus.publish(2))
+    await heard.wait()
+    assert not second.done()
+    gate.set()
+    await second
+    await bus.drain()
+
+
+async def test_what_a_handler_publishes_does_not_wait_for_that_handler() -> None:
+    bus, seen = EventBus(partitions=1, queue_size=1), list[int]()
+
+    async def handle(number: int) -> None:
+        seen.append(number)
+        if number < 10:
+            await bus.publish(number + 10)
+            await asyncio.create_task(bus.publish(number + 20))
+
+    bus.subscribe(int, handle)
+    await bus.publish(1)
+    while len(seen) < 3:
+        await bus.drain()
+    assert seen == [1, 11, 21]
+
+
+async def test_drain_in_a_handler_is_refused() -> None:
+    bus = EventBus()
+    bus.subscribe(str, lambda _: bus.drain(), retry=RetryPolicy(attempts=1))
+    await bus.publish("hello")
+    await bus.drain()
+    (letter,) = await bus.dead_letters()
+    assert letter.error.startswith("EngineStateError: drain()")
+    await bus.stop()
+
+
+FIRSTS = """
+import asyncio
+from event_workflow_engine import EventBus
+
+async def main():
+    bus, gate, begun = EventBus(partitions=4), asyncio.Event(), []
+
+    async def handle(number):
+        begun.append(number)
+        await gate.wait()
+
+    bus.subscribe(int, handle, key=lambda number: f"key-{number}")
+    for number in range(40):
+        await bus.publish(number)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    print(*sorted(begun))
+    gate.set()
+    await bus.drain()
+
+asyncio.run(main())
+"""
 
 
 def test_the_partition_of_a_key_is_the_same_in_every_process() -> None:
-    program = "import zlib; print(zlib.crc32(b'o-1') % 16)"
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
-        ).stdout
+    """Told by which events are the first of their partitions."""
+    firsts = {
+        subprocess.run([sys.executable, "-c", FIRSTS], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True)
+        .stdout.decode()
+        .strip()
         for seed in ("1", "2")
     }
-    assert len(found) == 1
+    assert len(firsts) == 1
+    assert len(firsts.pop().split()) == 4
 
 
-async def test_what_fails_is_tried_again_and_then_a_dead_letter(engine: WorkflowEngine) -> None:
-    calls, broken = 0, True
+# -- contexts --------------------------------------------------------------------------------------------------------
 
-    async def handle(event: Moved) -> None:
-        nonlocal calls
-        calls += 1
-        if broken:
-            raise ValueError(f"no {event.who}")
-
-    engine.bus.subscribe(Moved, handle, retry=TWICE)
-    await engine.bus.publish(Moved("ann", 1))
-    await engine.bus.drain()
-    (letter,) = await engine.bus.dead_letters()
-    assert (calls, letter.attempts, letter.error) == (2, 2, "ValueError: no ann")
-    assert letter.event.data == Moved("ann", 1)
-    broken = False
-    await engine.bus.retry_dead(letter.id)
-    await engine.bus.drain()
-    assert calls == 3
-    assert await engine.bus.dead_letters() == []
+REQUEST: ContextVar[str] = ContextVar("request", default="none")
 
 
-async def test_a_dead_letter_can_be_dropped_and_unknown_ones_are_told() -> None:
-    bus = EventBus()
+async def test_a_handler_sees_its_publishers_context_and_what_it_sets_stays_its_own() -> None:
+    bus, seen = EventBus(partitions=1), list[tuple[int, str, int]]()
 
-    def handle(_: str) -> None:
+    async def deeper() -> int:
+        return int(current_event().data)
+
+    async def handle(number: int) -> None:
+        before = REQUEST.get()
+        REQUEST.set("spoiled")
+        seen.append((number, before, await asyncio.create_task(deeper())))
+
+    def handle_in_a_thread(number: int) -> None:
+        before = REQUEST.get()
+        REQUEST.set("spoiled")
+        seen.append((number, before, current_event().data))
+
+    bus.subscribe(int, handle)
+    bus.subscribe(int, handle_in_a_thread)
+
+    async def publisher(number: int) -> None:
+        REQUEST.set(f"request-{number}")
+        await bus.publish(number)
+
+    await asyncio.gather(*(publisher(number) for number in range(5)))
+    await bus.publish(5)
+    await bus.drain()
+    expected = [(number, f"request-{number}" if number < 5 else "none", number) for number in range(6)]
+    assert sorted(seen) == sorted(expected * 2)
+    assert REQUEST.get() == "none"
+    await bus.stop()
+
+
+async def test_what_a_handler_publishes_tells_what_caused_it() -> None:
+    bus, events = EventBus(), list[object]()
+
+    async def handle(number: int) -> None:
+        events.append(current_event())
+        if not number:
+            await bus.publish(1)
+
+    bus.subscribe(int, handle)
+    await bus.publish(0)
+    while len(events) < 2:
+        await bus.drain()
+    first, second = events
+    assert second.metadata.causation_id == second.metadata.correlation_id == first.id  # type: ignore[attr-defined]
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+
+
+async def test_stop_lets_what_is_queued_be_handled() -> None:
+    bus, seen = EventBus(partitions=1), list[int]()
+
+    async def handle(number: int) -> None:
+        await asyncio.sleep(0)
+        seen.append(number)
+        if number == 1:
+            await bus.publish("and this")
+
+    async def handle_text(text: str) -> None:
+        seen.append(len(text))
+
+    bus.subscribe(int, handle)
+    bus.subscribe(str, handle_text)
+    for number in range(3):
+        await bus.publish(number)
+    await bus.stop()
+    assert seen in ([0, 1, 2, 8], [0, 1, 8, 2])
+
+
+async def test_what_the_stop_cuts_off_is_a_dead_letter() -> None:
+    bus, cancelled = EventBus(partitions=1, queue_size=2), list[int]()
+
+    async def handle(number: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(number)
+            raise
+
+    bus.subscribe(int, handle)
+    for number in range(2):
+        await bus.publish(number)
+    waits = asyncio.create_task(bus.publish(2))
+    await turns()
+    await bus.stop(timeout=0)
+    await waits
+    assert cancelled == [0]
+    letters = await bus.dead_letters()
+    assert [letter.event.data for letter in letters] == [0, 1, 2]
+    assert all("was stopped before" in letter.error for letter in letters)
+
+
+async def test_stop_begins_no_further_attempt() -> None:
+    """A handler that fails would otherwise hold up the end by its pauses, an hour each."""
+    bus, calls, failed = EventBus(), list[int](), asyncio.Event()
+
+    async def handle(number: int) -> None:
+        calls.append(number)
+        failed.set()
         raise ValueError("no")
 
-    subscription = bus.subscribe(str, handle, retry=RetryPolicy(attempts=1))
-    for _ in range(2):
-        await bus.publish("x")
-    await bus.drain()
-    first, second = await bus.dead_letters()
-    await bus.drop_dead(first.id)
-    assert [letter.id for letter in await bus.dead_letters()] == [second.id]
-    with pytest.raises(NotRegisteredError):
-        await bus.retry_dead("nothing")
-    subscription.cancel()
-    with pytest.raises(NotRegisteredError, match="no handler here"):
-        await bus.retry_dead(second.id)
+    bus.subscribe(int, handle, retry=RetryPolicy(attempts=5, delay=3600, max_delay=3600))
+    await bus.publish(1)
+    await failed.wait()
+    await turns()
     await bus.stop()
-
-
-async def test_sync_handlers_run_in_threads_with_the_event_at_hand() -> None:
-    bus, seen = EventBus(), list[tuple[bool, object]]()
-    bus.subscribe(
-        str, lambda event: seen.append((threading.current_thread() is threading.main_thread(), current_event().data))
-    )
-    await bus.publish("hello")
-    await bus.drain()
-    assert seen == [(False, "hello")]
-    await bus.stop()
-
-
-async def test_committed_events_reach_subscriptions_in_the_order_of_commits(engine: WorkflowEngine) -> None:
-    seen: list[tuple[int, int]] = []
-
-    async def handle(event: Moved) -> None:
-        seen.append((current_event().position, event.to))
-
-    engine.bus.subscribe(Moved, handle)
-    await engine.bus.publish(Moved("nobody", -1))
-    for to in range(20):
-        await engine.store.append("way-1", Moved("ann", to))
-    await engine.bus.drain()
-    stored = [entry for entry in seen if entry[1] >= 0]
-    assert stored == sorted(stored)
-    assert [to for _, to in stored] == list(range(20))
-
-
-async def test_the_engine_publishes_step_completions_and_saga_ends(engine: WorkflowEngine) -> None:
-    steps: list[str] = []
-    ends: list[str] = []
-
-    async def act() -> int:
-        return 7
-
-    engine.bus.subscribe(StepSucceeded, lambda event: steps.append(event.step))
-    engine.bus.subscribe(SagaCompleted, lambda _: ends.append(current_event().stream))
-    saga = Saga("s", [SagaStep("a", act), SagaStep("b", act)], sequential=True)
-    engine.register(saga)
-    await engine.execute(saga, id="s-1")
-    await engine.bus.drain()
-    assert (steps, ends) == (["a", "b"], ["saga-s-1"])
-
-
-async def test_a_durable_subscription_survives_restarts(storage: Storage) -> None:
-    seen: list[int] = []
-
-    async def handle(event: Moved) -> None:
-        seen.append(event.to)
-
-    for first in (0, 5):
-        async with WorkflowEngine(storage) as engine:
-            if first:
-                await engine.store.append("way-1", Moved("ann", first))
-            engine.bus.subscribe(Moved, handle, durable="walks")
-            for to in range(first + 1, first + 5):
-                await engine.store.append("way-1", Moved("ann", to))
-            await engine.bus.drain()
-    assert seen == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-
-
-async def test_a_new_durable_subscription_begins_where_it_is_told(engine: WorkflowEngine) -> None:
-    everything, news = list[int](), list[int]()
-    await engine.store.append("way-1", Moved("ann", 1))
-    engine.bus.subscribe(Moved, lambda event: everything.append(event.to), durable="all")
-    engine.bus.subscribe(Moved, lambda event: news.append(event.to), durable="news", start="now")
-    await engine.bus.drain()
-    await engine.store.append("way-1", Moved("ann", 2))
-    await engine.bus.drain()
-    assert (everything, news) == ([1, 2], [2])
-
-
-async def test_a_durable_subscription_is_fed_by_one_worker_and_moves_when_it_leaves(storage: Storage) -> None:
-    seen: list[tuple[str, int]] = []
-    both = asyncio.Event()
-
-    def handler(name: str) -> Any:
-        async def handle(event: Moved) -> None:
-            seen.append((name, event.to))
-            if len(seen) == 2:
-                both.set()
-
-        return handle
-
-    async with WorkflowEngine(storage) as second:
-        async with WorkflowEngine(storage) as first:
-            first.bus.subscribe(Moved, handler("first"), durable="walks")
-            await first.bus.drain()
-            second.bus.subscribe(Moved, handler("second"), durable="walks")
-            await first.store.append("way-1", Moved("ann", 1))
-            await first.bus.drain()
-        await second.store.append("way-1", Moved("ann", 2))
-        await both.wait()
-    assert seen == [("first", 1), ("second", 2)]
-
-
-async def test_a_poison_event_does_not_stop_a_durable_subscription(engine: WorkflowEngine) -> None:
-    seen: list[int] = []
-
-    async def handle(event: Moved) -> None:
-        if event.to == 2:
-            raise ValueError("poison")
-        seen.append(event.to)
-
-    engine.bus.subscribe(Moved, handle, durable="walks", retry=TWICE)
-    for to in range(1, 4):
-        await engine.store.append("way-1", Moved("ann", to))
-    await engine.bus.drain()
-    assert seen == [1, 3]
-    assert [letter.event.data.to for letter in await engine.bus.dead_letters()] == [2]
-
-
-async def test_cancel_ends_a_subscription() -> None:
-    bus, seen = EventBus(), list[str]()
-    subscription = bus.subscribe(str, seen.append)
-    await bus.publish("one")
-    await bus.drain()
-    subscription.cancel()
-    await bus.publish("two")
-    await bus.drain()
-    assert seen == ["one"]
-    await bus.stop()
-
-
-async def test_wrong_subscriptions_are_refused(engine: WorkflowEngine) -> None:
-    engine.bus.subscribe(Moved, print, durable="walks")
-    with pytest.raises(DefinitionError, match="exists already"):
-        engine.bus.subscribe(Moved, print, durable="walks")
-    with pytest.raises(DefinitionError, match="a class"):
-        engine.bus.subscribe("Moved", print)  # type: ignore[call-overload]
-    with pytest.raises(DefinitionError):
-        EventBus(partitions=0)
-
-
-async def test_an_engine_without_a_worker_feeds_no_durable_subscription(storage: Storage) -> None:
-    async with WorkflowEngine(storage, config=EngineConfig(worker=False)) as engine:
-        engine.bus.subscribe(Moved, print, durable="walks")
-        await engine.store.append("way-1", Moved("ann", 1))
-        await engine.bus.drain()
-        assert await storage.get("checkpoints", ("subscription:walks",)) is None
+    (letter,) = await bus.dead_letters()
+    assert (calls, letter.error, letter.attempts) == ([1], "ValueError: no", 1)

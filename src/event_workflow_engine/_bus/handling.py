@@ -208,8 +208,6 @@ def _outcome(handler: Callable[[Any], Any], payload: Any) -> tuple[Any, Exceptio
     """What a sync handler returned or raised; as a value, since a future cannot hold a `StopIteration`."""
     try:
         return handler(payload), None
-    except StopIteration as error:
-        return None, RuntimeError(f"the handler raised {error!r}")
     except Exception as error:  # noqa: BLE001 - raised again on the loop
         return None, error
     except BaseException as error:  # noqa: BLE001 - a handler ends no partition, and a thread no process
