@@ -118,7 +118,8 @@ class Unit(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         id: Unique. Writing a stored id again returns the first time's `Written` when the appends are the same ones
             (stream, ids, types, data), else fails with `EventIdConflictError`. Where it appends, it is the id of its
-            first record; a unit without records has its id kept in a table of its own, and is not compared.
+            first record; a unit without records has its id kept apart from those, for a week behind the newest unit,
+            and is not compared.
         at: When, in microseconds since 1970; becomes `Record.recorded_at`.
         strict: An inline projection that raises fails this unit, instead of parking its key.
     """
@@ -184,8 +185,15 @@ class Storage(Protocol):
 
     Order: units submitted by one caller land in the order of submission. Positions strictly increase in the order of
     commits and are never reused; a reader that saw position *p* never later finds a new smaller one.
-    Errors: `VersionConflictError`, `EventIdConflictError`, `RowConflictError`, `OwnershipLostError` and
-    `StorageError` fail one unit alone. Cancelling a waiting caller withdraws its unit only while it is queued.
+
+    Verdicts: a unit wins or loses alone, whatever else is in its batch. It is checked in this order, and the first
+    failure is its error: its form (`DefinitionError`), its ids (`EventIdConflictError`, or the first time's `Written`
+    where it is stored), its worker (`OwnershipLostError`), the versions of its appends (`VersionConflictError`), its
+    rows (`RowConflictError`), the inline folds (what they raise). `StorageUnavailableError` may leave it open whether
+    it landed: `outcome` tells. Cancelling a waiting caller withdraws its unit only while it is queued.
+
+    Telling: of a batch's units first all futures get their verdicts, then the commit hooks run, then the bells, and
+    only then do those who wait for the futures go on. A unit that had landed before is not told of again.
     """
 
     url: str
@@ -206,7 +214,12 @@ class Storage(Protocol):
         ...
 
     async def exclusive(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
-        """Run `work` in a write transaction of its own and commit `unit` with it: both or neither."""
+        """Run `work` in a write transaction of its own and commit `unit` with it: both or neither.
+
+        All other writers wait meanwhile, so `work` must be short: past ten seconds it fails with a `StorageError`.
+        Writes to this store from inside `work` are an `EngineStateError`. SQL may change the tables of SQL projections
+        only; its mistakes are a `DefinitionError`. A unit that is stored already has its `work` undone.
+        """
         ...
 
     async def perform(self, name: str, /, **params: Any) -> Rows:

@@ -60,6 +60,18 @@ async def position_of(storage: Storage, subscription: str) -> int:
     return -1 if row is None else int(row["position"])
 
 
+def collector(seen: list[int], *, done: Callable[[], bool] | None = None) -> tuple[Any, asyncio.Event]:
+    """A handler that notes what it gets, and an event for when that is enough."""
+    enough = asyncio.Event()
+
+    async def handle(event: Moved) -> None:
+        seen.append(event.to)
+        if done is not None and done():
+            enough.set()
+
+    return handle, enough
+
+
 class Faulty:
     """A store whose writes fail as long as `fails` says so of them, and that may be slow to tell where its log ends."""
 
@@ -82,15 +94,3 @@ class Faulty:
         if self.before_last_position is not None:
             await self.before_last_position()
         return await self._storage.last_position()
-
-
-def collector(seen: list[int], *, done: Callable[[], bool] | None = None) -> tuple[Any, asyncio.Event]:
-    """A handler that notes what it gets, and an event for when that is enough."""
-    enough = asyncio.Event()
-
-    async def handle(event: Moved) -> None:
-        seen.append(event.to)
-        if done is not None and done():
-            enough.set()
-
-    return handle, enough

@@ -27,7 +27,7 @@ from event_workflow_engine.storage.port import (
     WorkerRef,
     Written,
 )
-from event_workflow_engine.storage.sqlite import SqliteStorage
+from event_workflow_engine.storage.sqlite import SqliteStorage, caches
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -126,6 +126,12 @@ class Differential(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="ewe-differential-"))
         self.runner = asyncio.Runner()
+        # So little is remembered that much is forgotten between batches.
+        self.limits = {
+            name: getattr(caches, name) for name in ("HEADS_LIMIT", "SAGAS_LIMIT", "ROWS_LIMIT", "_AGE_EVERY")
+        }
+        for name in self.limits:
+            setattr(caches, name, 1)
         self.memory = MemoryStorage()
         # Two on one file, as in two processes: each remembers what the other may have changed.
         self.sqlite, self.other = (SqliteStorage(self.folder / "store.db") for _ in range(2))
@@ -141,6 +147,8 @@ class Differential(RuleBasedStateMachine):
     def teardown(self) -> None:
         for store in self.all:
             self.runner.run(store.__aexit__(None, None, None))
+        for name, limit in self.limits.items():
+            setattr(caches, name, limit)
         self.runner.close()
         shutil.rmtree(self.folder)
 

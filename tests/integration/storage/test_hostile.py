@@ -10,18 +10,22 @@ import pytest
 from tests.integration.storage.kit import connecting, names_in, unit, unprivileged
 
 from event_workflow_engine.errors import (
+    DefinitionError,
     SchemaVersionError,
     StorageCorruptError,
     StorageError,
     StorageUnavailableError,
 )
 from event_workflow_engine.ids import uuid7
+from event_workflow_engine.storage import open_storage, user_sql
 from event_workflow_engine.storage.port import Row, Unit, Written
 from event_workflow_engine.storage.sqlite import SqliteStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from event_workflow_engine.storage.port import SqlSession
 
 
 async def refused(path: Path, error: type[StorageError], *says: str, auto_upgrade: bool = True) -> None:
@@ -219,6 +223,39 @@ async def test_a_program_that_holds_the_database_locked(tmp_path: Path) -> None:
         other.close()
         await storage.write(unit("a"))
         assert await storage.head("a") == 2
+
+
+@pytest.mark.parametrize("where", ["sqlite", "memory"])
+async def test_exclusive_work_that_takes_too_long_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(user_sql, "HOLD_LIMIT_S", 0.05)
+    url = f"sqlite:///{tmp_path / 'a.db'}" if where == "sqlite" else "memory://"
+    async with open_storage(url) as storage:
+
+        async def work(session: SqlSession) -> None:
+            await session.execute("CREATE TABLE own (a)", {})
+            await asyncio.Event().wait()
+
+        with pytest.raises(StorageError, match=r"more than 0\.05 s"):
+            await storage.exclusive(unit("a"), work)
+        await storage.write(unit("a"))
+        assert await storage.head("a") == 1
+        with pytest.raises(DefinitionError, match="no such table"):
+            await storage.fetch("SELECT * FROM own", {})
+
+
+async def test_a_statement_that_never_ends_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_sql, "HOLD_LIMIT_S", 0.05)
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    async with SqliteStorage(tmp_path / "a.db") as storage:
+
+        async def work(session: SqlSession) -> None:
+            await session.fetch(endless, {})
+
+        with pytest.raises(StorageError):
+            await storage.exclusive(unit("a"), work)
+        await storage.write(unit("a"))
 
 
 async def test_positions_are_not_reused_when_rows_are_deleted_by_hand(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ SAGAS_LIMIT: Final = 8_192
 ROWS_LIMIT: Final = 1_024
 """For the other tables, whose rows are looked at seldom, or may be large."""
 
+_AGE_EVERY: Final = 8  # commits
+
 
 class Cache(Generic[K, V]):
     """A dictionary of bounded size that forgets what was not used lately, in two generations.
@@ -81,7 +83,7 @@ class StoreCache:
         last_stream: The largest number of a stream; known when the position is.
     """
 
-    __slots__ = ("heads", "last_stream", "position", "rows")
+    __slots__ = ("_commits", "heads", "last_stream", "position", "rows")
 
     def __init__(self) -> None:
         self.heads: Cache[str, Head] = Cache(HEADS_LIMIT)
@@ -90,6 +92,7 @@ class StoreCache:
         }
         self.position: int | None = None
         self.last_stream = 0
+        self._commits = 0
 
     def changed(self, tables: Iterable[str], returned: str, rows: Iterable[dict[str, Any]]) -> None:
         """A claim changed rows: forget those of `tables`, learn the ones that it `returned`."""
@@ -100,7 +103,10 @@ class StoreCache:
             self.rows[returned].young[image[: SHAPES[returned].width]] = image
 
     def age(self) -> None:
-        """Between batches: forget what is too much."""
+        """Between batches: forget what is too much. Looks at every few only, for a batch adds few thousands at most."""
+        self._commits += 1
+        if self._commits % _AGE_EVERY:
+            return
         self.heads.age()
         for rows in self.rows.values():
             rows.age()

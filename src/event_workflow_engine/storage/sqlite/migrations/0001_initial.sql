@@ -49,6 +49,8 @@ CREATE TABLE units (
     at INTEGER NOT NULL
 );
 
+-- Rows of tables that grow for ever stand in the order of their making, and so do those of their indexes that have few
+-- distinct values: a batch writes them where it wrote before. Only the index over ids is written all over.
 CREATE TABLE sagas (
     id           TEXT NOT NULL PRIMARY KEY,
     saga         TEXT,
@@ -60,20 +62,20 @@ CREATE TABLE sagas (
     cursor       INTEGER,
     started_at   INTEGER,
     ended_at     INTEGER
-) WITHOUT ROWID;
+);
 -- A running saga has an owner and no wake_at, unless somebody spoke to it; a sleeping one has the reverse.
 CREATE INDEX sagas_by_wake ON sagas (wake_at) WHERE ended_at IS NULL AND owner = '' AND wake_at IS NOT NULL;
 CREATE INDEX sagas_woken ON sagas (owner) WHERE ended_at IS NULL AND owner <> '' AND wake_at IS NOT NULL;
 CREATE INDEX sagas_by_owner ON sagas (owner) WHERE ended_at IS NULL AND owner <> '';
-CREATE INDEX sagas_by_saga ON sagas (saga, id);
-CREATE INDEX sagas_by_state ON sagas (state, id);
+CREATE INDEX sagas_by_saga ON sagas (saga);
+CREATE INDEX sagas_by_state ON sagas (state);
 
 CREATE TABLE saga_ids (
     id         TEXT NOT NULL PRIMARY KEY,
     saga       TEXT,
     input_hash TEXT,
     expires_at INTEGER
-) WITHOUT ROWID;
+);
 
 CREATE TABLE workers (
     id          TEXT NOT NULL PRIMARY KEY,

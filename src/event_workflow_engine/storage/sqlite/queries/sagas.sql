@@ -1,12 +1,20 @@
 -- Reads and claims over the index of sagas, and over workers.
 
 -- name: sagas_page
--- One range of one index, whichever filter is given.
-SELECT * FROM sagas WHERE :state IS NULL AND :saga IS NULL AND id > :after
+-- One of three ways. Sagas of a rare definition or state are found by it and sorted by id; what is common, or not asked
+-- for, is met soon enough on the way through all ids.
+WITH rare(saga, state) AS MATERIALIZED (SELECT
+    :saga IS NOT NULL AND (SELECT count(*) FROM (SELECT 1 FROM sagas WHERE saga = :saga LIMIT 5000)) < 5000,
+    :state IS NOT NULL AND (SELECT count(*) FROM (SELECT 1 FROM sagas WHERE state = :state LIMIT 5000)) < 5000)
+SELECT * FROM sagas INDEXED BY sagas_by_saga
+WHERE saga = :saga AND (:state IS NULL OR state = :state) AND id > :after AND (SELECT saga FROM rare)
 UNION ALL
-SELECT * FROM sagas WHERE :state IS NOT NULL AND state = :state AND (:saga IS NULL OR saga = :saga) AND id > :after
+SELECT * FROM sagas INDEXED BY sagas_by_state
+WHERE state = :state AND (:saga IS NULL OR saga = :saga) AND id > :after AND (SELECT state AND NOT saga FROM rare)
 UNION ALL
-SELECT * FROM sagas WHERE :state IS NULL AND :saga IS NOT NULL AND saga = :saga AND id > :after
+SELECT * FROM sagas INDEXED BY sqlite_autoindex_sagas_1
+WHERE (:saga IS NULL OR saga = :saga) AND (:state IS NULL OR state = :state) AND id > :after
+  AND (SELECT NOT (saga OR state) FROM rare)
 ORDER BY id
 LIMIT :limit;
 

@@ -1,4 +1,4 @@
-"""Durable subscriptions over many workers: one feeds each, and another takes over when that one leaves."""
+"""Durable subscriptions and many workers: one feeds, and another when that one leaves or is lost."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from event_workflow_engine.storage.port import Storage
-
-
-# -- one worker of many ----------------------------------------------------------------------------------------------
 
 
 async def test_one_worker_feeds_it_and_another_when_that_one_leaves(storage: Storage) -> None:
