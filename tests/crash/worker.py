@@ -21,7 +21,7 @@ from event_workflow_engine.errors import SagaNotFoundError
 from event_workflow_engine.storage import open_storage
 
 if TYPE_CHECKING:
-    from event_workflow_engine.storage.port import Storage, Unit
+    from event_workflow_engine.storage.port import Storage, Told, Unit
 
 SAGA_ID = "c-1"
 
@@ -55,9 +55,9 @@ class Mine:
         if self._when == "behind" and self.landed >= self._at > 0:
             die()
 
-    def submit(self, unit: Unit) -> Any:
+    def post(self, unit: Unit, told: Told) -> None:
         self._sending()
-        return self._storage.submit(unit)
+        self._storage.post(unit, told)
 
     async def write(self, unit: Unit) -> Any:
         self._sending()

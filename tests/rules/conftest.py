@@ -15,7 +15,7 @@ from event_workflow_engine.storage import open_storage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from event_workflow_engine.storage.port import Storage, Unit
+    from event_workflow_engine.storage.port import Storage, Told, Unit
 
 
 class Cable:
@@ -34,12 +34,11 @@ class Cable:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
 
-    def submit(self, unit: Unit) -> asyncio.Future[Any]:
-        if not self._cut:
-            return self._storage.submit(unit)
-        refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        refused.set_exception(StorageUnavailableError("the cable is cut"))
-        return refused
+    def post(self, unit: Unit, told: Told) -> None:
+        if self._cut:
+            asyncio.get_running_loop().call_soon(told, StorageUnavailableError("the cable is cut"))
+        else:
+            self._storage.post(unit, told)
 
     async def write(self, unit: Unit) -> Any:
         self._check()

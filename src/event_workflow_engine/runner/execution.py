@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
     from contextvars import Context
+    from types import FrameType
 
     from event_workflow_engine.runner.kit import Kit
     from event_workflow_engine.timers import Alarm
@@ -19,6 +21,62 @@ __all__ = ["Attempt"]
 
 _log: Final = logging.getLogger("event_workflow_engine.runner")
 _MICROS: Final = 1_000_000
+
+
+class _Action(Coroutine[Any, Any, None]):
+    """What an attempt's task runs: the action, and then the telling of its end, in the same turn of the loop.
+
+    A done-callback of the task would be called a turn later, which is long beside what a step costs.
+    """
+
+    __slots__ = ("_args", "_attempt", "_coro", "_fn")
+
+    def __init__(self, attempt: Attempt, fn: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> None:
+        self._attempt = attempt
+        self._fn = fn
+        self._args = args
+        self._coro: Coroutine[Any, Any, Any] | None = None
+
+    def send(self, value: Any, /) -> Any:
+        try:
+            if self._coro is None:
+                self._coro = self._fn(*self._args)
+            return self._coro.send(value)
+        except BaseException as raised:  # noqa: BLE001 - whatever it is, the attempt is told
+            self._ended(raised)
+        raise StopIteration
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            if self._coro is None:
+                raise error[0]  # before it began
+            return self._coro.throw(*error)
+        except BaseException as raised:  # noqa: BLE001 - as above
+            self._ended(raised)
+        raise StopIteration
+
+    def close(self) -> None:
+        if self._coro is not None:
+            self._coro.close()
+
+    def __await__(self) -> Any:
+        raise TypeError("only a task runs it")
+
+    @property
+    def cr_frame(self) -> FrameType | None:
+        """The action's, for those who print a task's stack."""
+        return getattr(self._coro, "cr_frame", None)
+
+    def _ended(self, raised: BaseException) -> None:
+        attempt, self._coro = self._attempt, None
+        if isinstance(raised, StopIteration):
+            attempt.value = raised.value
+        else:
+            attempt.error = raised
+        if isinstance(raised, (KeyboardInterrupt, SystemExit)):
+            attempt.tell_later()
+            raise raised  # it ends the loop; if that runs again, the attempt is told
+        attempt.tell()
 
 
 class Attempt:
@@ -47,7 +105,9 @@ class Attempt:
         "_threaded",
         "_timed_out",
         "_timeout",
+        "error",
         "name",
+        "value",
     )
 
     def __init__(
@@ -70,6 +130,8 @@ class Attempt:
         self._timed_out = False
         self._cancelled = False
         self._closed = False
+        self.value: Any = None
+        self.error: BaseException | None = None
 
     def start(
         self,
@@ -84,11 +146,12 @@ class Attempt:
         """Run it. `timeout` is in seconds."""
         self._timeout = timeout
         if is_async:
-            self._future = self._kit.loop.create_task(fn(*args), context=context)
+            # Not by the loop's task factory: an eager one would run it before its start is noted.
+            self._future = asyncio.Task(_Action(self, fn, args), loop=self._kit.loop, context=context)
         else:
             self._threaded = True
             self._future = self._kit.loop.run_in_executor(pool, context.run, fn, *args)
-        self._future.add_done_callback(self._done)
+            self._future.add_done_callback(self._thread_done)
         if timeout is not None:
             self._alarm = self._kit.alarms.at(self._kit.now() + int(timeout * _MICROS), self._expire)
 
@@ -144,25 +207,45 @@ class Attempt:
         self._closed = True
         self._on_stuck(self)
 
-    def _done(self, future: asyncio.Future[Any]) -> None:
-        value: Any = None
-        error: BaseException | None = None
+    def _thread_done(self, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
-            error = asyncio.CancelledError()
+            self.error = asyncio.CancelledError()
         else:
-            error = future.exception()
-            if error is None:
+            self.error = future.exception()
+            if self.error is None:
                 value = future.result()
-        if self._threaded and error is None and inspect.isawaitable(value):
-            # A plain function that returned a coroutine, such as a lambda around an async one.
-            self._threaded = False
-            self._future = asyncio.ensure_future(value)
-            self._future.add_done_callback(self._done)
-            if self._timed_out or self._cancelled:
-                self._future.cancel()
-            return
-        # The task's context leads back here: cut, so that no cycle is left to the garbage collector.
+                if inspect.isawaitable(value):
+                    self._go_on_with(value)
+                    return
+                self.value = value
+        self._tell()
+
+    def _go_on_with(self, rest: Awaitable[Any]) -> None:
+        """A plain function returned a coroutine, such as a lambda around an async one."""
+        self._threaded = False
+
+        async def awaited() -> Any:
+            return await rest
+
+        self._future = asyncio.Task(_Action(self, awaited, ()), loop=self._kit.loop)
+        if self._timed_out or self._cancelled:
+            self._future.cancel()
+
+    def tell(self) -> None:
+        """The action's code has ended, with `value` or `error`."""
+        # In a context of its own: what follows has nothing to do with the action's.
+        self._kit.context.copy().run(self._tell)
+
+    def tell_later(self) -> None:
+        """The same when the loop runs again."""
+        self._kit.loop.call_soon(self._tell, context=self._kit.context.copy())
+
+    def _tell(self) -> None:
+        # The task's context leads back here, and the error's traceback too: cut, so that no cycle is left to the
+        # garbage collector.
         self._future = None
+        value, self.value = self.value, None
+        error, self.error = self.error, None
         if self._alarm is not None:
             self._alarm.cancel()
         if self._closed:

@@ -11,12 +11,11 @@ from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Sequence
 
     from event_workflow_engine.journal import Journal
     from event_workflow_engine.runner.kit import Kit
-    from event_workflow_engine.storage.port import Written
+    from event_workflow_engine.storage.port import Told
 
 __all__ = ["Pen"]
 
@@ -85,13 +84,14 @@ class Pen:
         self.seen = seen
         self._row_state = state
 
-    def send(self, facts: list[Any], journal: Journal, wake: int | None, *, park: bool) -> asyncio.Future[Written]:
+    def send(self, facts: list[Any], journal: Journal, wake: int | None, told: Told, *, park: bool) -> None:
         """Send a unit.
 
         Args:
             facts: What came up; may be empty where the saga only parks.
             journal: Folded with `facts`.
             wake: Where it parks, when it has to go on.
+            told: What becomes of it.
             park: It leaves memory: its row says so, and the unit asserts that the inbox holds nothing unread, as does
                 the unit that ends the saga.
         """
@@ -103,7 +103,7 @@ class Pen:
         if (park or journal.ended) and journal.state is not WorkflowState.NEEDS_INTERVENTION:
             appends += (Append(self._inbox, (), self.seen),)
         rows = self._rows(journal, wake, now, park=park)
-        return self._kit.storage.submit(Unit(unit_id, now, appends, rows, self._kit.worker))
+        self._kit.storage.post(Unit(unit_id, now, appends, rows, self._kit.worker), told)
 
     def _rows(self, journal: Journal, wake: int | None, now: int, *, park: bool) -> tuple[Row, ...]:
         state = self._sent_state = journal.state.value

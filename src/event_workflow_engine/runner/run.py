@@ -9,7 +9,6 @@ from event_workflow_engine import history as h
 from event_workflow_engine.context import SAGA, SagaContext, StepResults
 from event_workflow_engine.errors import (
     EncodeError,
-    EngineStateError,
     NonDeterminismError,
     VersionConflictError,
     WorkflowError,
@@ -71,7 +70,7 @@ class SagaRun:
         "_flying",
         "_held",
         "_interrupted",
-        "_sent",
+        "_landing",
         "_starting",
         "_waits_for_mail",
         "accepted",
@@ -147,7 +146,8 @@ class SagaRun:
         self._starting: list[str] = []
         self._alarm: Alarm | None = None
         self._waits_for_mail = False
-        self._sent: asyncio.Future[Written] | None = None
+        self._landing: asyncio.Future[None] | None = None
+        """Made for who waits for the unit in flight."""
 
     @property
     def paused(self) -> bool:
@@ -396,8 +396,7 @@ class SagaRun:
         self._flying = facts
         if park and self._alarm is not None:
             self._alarm.cancel()
-        self._sent = self.pen.send(facts, self.journal, wake, park=park)
-        self._sent.add_done_callback(self._written)
+        self.pen.send(facts, self.journal, wake, self._told, park=park)
 
     def _next_wake(self) -> int | None:
         journal = self.journal
@@ -407,15 +406,18 @@ class SagaRun:
             return None
         return earliest_wake(self.journal, self.script.awaited_timers if self.script is not None else ())
 
-    def _written(self, future: asyncio.Future[Written]) -> None:
+    def _told(self, verdict: Written | Exception) -> None:
         facts, self._flying = self._flying or [], None
-        error = EngineStateError("the unit was withdrawn") if future.cancelled() else future.exception()
-        if error is None:
+        lost = verdict if isinstance(verdict, Exception) else None
+        if lost is None:
             self.pen.written(facts)
+        if self._landing is not None:
+            self._landing.set_result(None)
+            self._landing = None
         if self.closed:
             return
-        if error is not None:
-            self._not_written(facts, error)
+        if lost is not None:
+            self._not_written(facts, lost)
             return
         if self.accepted is not None and not self.accepted.done():
             self.accepted.set_result(None)
@@ -564,7 +566,14 @@ class SagaRun:
     def acting_on(self) -> list[asyncio.Future[Any]]:
         """The code that runs now, and the unit that is in flight."""
         running = [attempt.future for attempt in (*self._attempts.values(), *self.rollback.running)]
-        return [future for future in (*running, self._sent) if future is not None and not future.done()]
+        if self._flying is not None:
+            running.append(self._landed())
+        return [future for future in running if future is not None and not future.done()]
+
+    def _landed(self) -> asyncio.Future[None]:
+        if self._landing is None:
+            self._landing = self.kit.loop.create_future()
+        return self._landing
 
     def evict(self) -> None:
         """Leave memory at once: nothing is recorded from here on."""
@@ -577,8 +586,7 @@ class SagaRun:
 
     async def hand_over(self) -> None:
         """Give an evicted saga to whoever claims it next: what was cut off is no interruption."""
-        if self._sent is not None and not self._sent.done():
-            await asyncio.wait((self._sent,))
-            await asyncio.sleep(0)  # its callback runs first
+        if self._flying is not None:
+            await asyncio.wait((self._landed(),))
         if not self.journal.ended and not self.parking and not self.pen.is_new:
             await self.pen.hand_over()

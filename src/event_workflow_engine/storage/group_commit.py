@@ -12,10 +12,10 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from event_workflow_engine.errors import EngineStateError
-from event_workflow_engine.storage.port import CommitHook, Written
+from event_workflow_engine.storage.port import CommitHook, Told, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from event_workflow_engine.storage.port import Unit
 
@@ -54,8 +54,8 @@ class Execute(Protocol):
         ...
 
 
-_Entry = tuple["Unit | None", "asyncio.Future[Any]"]
-"""A unit and its caller's future; or None and the future of one who wants the store alone."""
+_Entry = tuple["Unit | None", "asyncio.Future[Any] | Told"]
+"""A unit and whom to tell; or None and the future of one who wants the store alone."""
 
 _inside: ContextVar[object | None] = ContextVar("ewe_inside_exclusive", default=None)
 
@@ -96,8 +96,8 @@ class GroupCommitter:
     """Gathers units into batches. Belongs to one event loop; none of its methods may be called from other threads.
 
     Order: units leave in the order in which they were submitted. In a batch's settling, first every future gets its
-    verdict, then the commit hooks run, in commit order, then the bells; only then do the futures' own callbacks and
-    the tasks that wait for them run, so whoever sees a verdict sees what the hooks did.
+    verdict, then the commit hooks run, in commit order, then the bells, then those are told whose units were posted;
+    the futures' own callbacks and the tasks that wait for them run last. Whoever sees a verdict sees what the hooks did.
 
     Cancelling a future withdraws its unit only while the unit is queued. Once sent it lands or not, whatever becomes
     of its future; `settled` waits for that.
@@ -131,15 +131,28 @@ class GroupCommitter:
     def submit(self, unit: Unit) -> asyncio.Future[Written]:
         """Queue `unit`; the future gets its verdict. Never waits and never raises."""
         future: asyncio.Future[Written] = self._loop.create_future()
-        if self._closed or self._hold is not None:
-            refusal = self._refusal()
-            if refusal is not None:
-                future.set_exception(refusal)
-                return future
-        self._queue.append((unit, future))
+        refusal = self._refusal() if self._closed or self._hold is not None else None
+        if refusal is not None:
+            future.set_exception(refusal)
+        else:
+            self._enqueue((unit, future))
+        return future
+
+    def post(self, unit: Unit, told: Told) -> None:
+        """Queue `unit`, which cannot be withdrawn; `told` is called with its verdict, and never before this returns.
+
+        It costs less than a future, whose callback would need a turn of the loop.
+        """
+        refusal = self._refusal() if self._closed or self._hold is not None else None
+        if refusal is not None:
+            self._loop.call_soon(told, refusal)
+        else:
+            self._enqueue((unit, told))
+
+    def _enqueue(self, entry: _Entry) -> None:
+        self._queue.append(entry)
         if not self._busy:
             self._schedule()
-        return future
 
     async def write(self, unit: Unit) -> Written:
         """Queue `unit`, behind those that wait in line when the queue is full, and wait for its verdict."""
@@ -164,10 +177,8 @@ class GroupCommitter:
         if refusal is not None:
             raise refusal
         turn: asyncio.Future[None] = self._loop.create_future()
-        self._queue.append((None, turn))
         self._turns += 1
-        if not self._busy:
-            self._schedule()
+        self._enqueue((None, turn))
         try:
             await turn
         except asyncio.CancelledError:
@@ -216,21 +227,22 @@ class GroupCommitter:
         """The next batch; empty when there is none (no longer busy), or when someone gets the store alone (busy)."""
         queue = self._queue
         if not self._turns and len(queue) <= self._batch_limit:
-            batch = [entry for entry in queue if not entry[1].cancelled()]
+            batch = [entry for entry in queue if not _withdrawn(entry)]
             queue.clear()
         else:
             batch = []
             while queue and len(batch) < self._batch_limit:
-                unit, future = queue[0]
-                if unit is None and batch and not future.cancelled():
+                unit, turn = queue[0]
+                withdrawn = _withdrawn(queue[0])
+                if unit is None and batch and not withdrawn:
                     break
                 entry = queue.popleft()
                 if unit is None:
                     self._turns -= 1
-                    if not future.cancelled():
-                        future.set_result(None)
+                    if not withdrawn and isinstance(turn, asyncio.Future):
+                        turn.set_result(None)
                         return []
-                elif not future.cancelled():
+                elif not withdrawn:
                     batch.append(entry)
         while self._line and len(queue) < self._queue_limit:
             queue.append(self._line.popleft())
@@ -242,20 +254,35 @@ class GroupCommitter:
 
     def _settle(self, verdicts: Sequence[Verdict]) -> None:
         committed: list[tuple[Unit, Written]] = []
-        for (unit, future), verdict in zip(self._sent, verdicts, strict=True):
+        posted: list[tuple[Told, Written | Exception]] = []
+        for (unit, waiter), verdict in zip(self._sent, verdicts, strict=True):
             if isinstance(verdict, Written) and unit is not None:
                 committed.append((unit, verdict))
-                if not future.done():
-                    future.set_result(verdict)
-            elif not future.done():
-                if isinstance(verdict, Repeated):
-                    future.set_result(verdict.written)
-                elif isinstance(verdict, Exception):
-                    future.set_exception(verdict)
+            answer = verdict.written if isinstance(verdict, Repeated) else verdict
+            if not isinstance(waiter, asyncio.Future):
+                posted.append((waiter, answer))
+            elif not waiter.done():
+                if isinstance(answer, Exception):
+                    waiter.set_exception(answer)
+                else:
+                    waiter.set_result(answer)
         self._sent = []
-        if committed:
-            self._listeners.announce(committed)
-        self._release()
+        try:
+            if committed:
+                self._listeners.announce(committed)
+            self._tell(iter(posted))
+        finally:
+            self._release()
+
+    def _tell(self, posted: Iterator[tuple[Told, Written | Exception]]) -> None:
+        for told, answer in posted:
+            try:
+                _guarded(told, answer)
+            except BaseException:
+                # The loop is about to stop; if it runs again, the others still have to be told.
+                for other, its_answer in posted:
+                    self._loop.call_soon(other, its_answer)
+                raise
 
     def _release(self) -> None:
         """The store is free: on with what gathered."""
@@ -282,7 +309,7 @@ class GroupCommitter:
         if self._alone_id == unit_id or any(unit is not None and unit.id == unit_id for unit, _ in self._sent):
             return True
         waiting = (*self._queue, *self._line)
-        return any(unit is not None and unit.id == unit_id and not future.cancelled() for unit, future in waiting)
+        return any(entry[0] is not None and entry[0].id == unit_id and not _withdrawn(entry) for entry in waiting)
 
     async def _next_settling(self) -> None:
         watcher: asyncio.Future[None] = self._loop.create_future()
@@ -296,12 +323,17 @@ class GroupCommitter:
                 watcher.set_result(None)
 
 
+def _withdrawn(entry: _Entry) -> bool:
+    waiter = entry[1]
+    return isinstance(waiter, asyncio.Future) and waiter.cancelled()
+
+
 def _guarded(call: Callable[..., None], *args: Any) -> None:
     try:
         call(*args)
     except Exception as error:  # noqa: BLE001 - what listens must not break what is written
         asyncio.get_running_loop().call_exception_handler(
-            {"message": f"commit hook or bell {call!r} raised; the commit stands", "exception": error}
+            {"message": f"{call!r} raised when told of a commit; the commit stands", "exception": error}
         )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from event_workflow_engine.storage.group_commit import Execute
-    from event_workflow_engine.storage.port import CommitHook, InlineFolder, Unit, Written
+    from event_workflow_engine.storage.port import CommitHook, InlineFolder, Told, Unit, Written
 
 __all__ = ["GroupedStorage"]
 
@@ -104,6 +104,14 @@ class GroupedStorage(ABC):
         future: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
         future.set_exception(self._not_open())
         return future
+
+    def post(self, unit: Unit, told: Told) -> None:
+        """Queue a unit without waiting for room; `told` is called with its verdict. Never blocks, never raises."""
+        committer = self._open_committer
+        if committer is not None:
+            committer.post(unit, told)
+        else:
+            asyncio.get_running_loop().call_soon(told, self._not_open())
 
     async def write(self, unit: Unit) -> Written:
         """Queue a unit, waiting while the queue is full, and wait for its verdict."""

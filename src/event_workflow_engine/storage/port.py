@@ -30,6 +30,7 @@ __all__ = [
     "Rows",
     "SqlSession",
     "Storage",
+    "Told",
     "Unit",
     "WorkerRef",
     "Written",
@@ -152,6 +153,10 @@ CommitHook = Callable[[Sequence[tuple[Unit, Written]]], None]
 """What runs on the loop after each batch of this process, with what it committed, in order."""
 
 
+Told = Callable[[Written | Exception], None]
+"""Who is told on the loop what became of a posted unit: that it was written, or why nothing of it was."""
+
+
 class RowReader(Protocol):
     """Reads rows inside a batch, as its earlier units left them."""
 
@@ -192,8 +197,9 @@ class Storage(Protocol):
     rows (`RowConflictError`), the inline folds (what they raise). `StorageUnavailableError` may leave it open whether
     it landed: `outcome` tells. Cancelling a waiting caller withdraws its unit only while it is queued.
 
-    Telling: of a batch's units first all futures get their verdicts, then the commit hooks run, then the bells, and
-    only then do those who wait for the futures go on. A unit that had landed before is not told of again.
+    Telling: of a batch's units first all futures get their verdicts, then the commit hooks run, then the bells, then
+    those are told who posted a unit, and only then do those who wait for the futures go on. The commit hooks are not
+    told again of a unit that had landed before.
     """
 
     url: str
@@ -203,6 +209,10 @@ class Storage(Protocol):
 
     def submit(self, unit: Unit) -> asyncio.Future[Written]:
         """Queue a unit without waiting for room: for callers that bound themselves. Never blocks, never raises."""
+        ...
+
+    def post(self, unit: Unit, told: Told) -> None:
+        """The same for a unit that is never withdrawn; `told` is called once, after this has returned."""
         ...
 
     async def write(self, unit: Unit) -> Written:
