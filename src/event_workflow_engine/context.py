@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 __all__ = [
     "RUNTIME",
     "CompensationContext",
+    "Heart",
     "Runtime",
     "SagaContext",
     "StepContext",
     "StepResults",
     "current_saga",
     "current_step",
+    "leave_saga",
+    "present_saga",
 ]
 
 In = TypeVar("In")
@@ -97,11 +100,18 @@ class StepResults(Mapping[str, Any]):
         return f"StepResults({dict(self._by_name)!r})"
 
 
+class Heart(Protocol):
+    """What a step's heartbeats go to."""
+
+    def heartbeat(self, progress: Any) -> None:
+        """The action is alive."""
+        ...
+
+
 class StepContext(Generic[In_co]):
     """What an action gets to know about its step and saga.
 
     Attributes:
-        saga_id: The saga's id.
         input: The saga's input.
         results: Results of the steps before.
         idempotency_key: The same for every attempt of this step in this saga, and no other step's. Hand it to systems
@@ -112,7 +122,7 @@ class StepContext(Generic[In_co]):
     """
 
     __slots__ = (
-        "_heartbeat",
+        "_heart",
         "_saga",
         "_step",
         "attempt",
@@ -121,13 +131,11 @@ class StepContext(Generic[In_co]):
         "idempotency_key",
         "input",
         "results",
-        "saga_id",
     )
 
     def __init__(
         self,
-        saga: str,
-        saga_id: str,
+        saga: SagaContext,
         step: str,
         input: In_co,  # noqa: A002 - the contract's name
         results: StepResults,
@@ -135,24 +143,29 @@ class StepContext(Generic[In_co]):
         attempt: int,
         fence: int,
         deadline: datetime | None,
-        heartbeat: Callable[[Any], None] | None = None,
+        heart: Heart | None = None,
     ) -> None:
         self._saga = saga
         self._step = step
-        self.saga_id = saga_id
         self.input = input
         self.results = results
         self.idempotency_key = idempotency_key
         self.attempt = attempt
         self.fence = fence
         self.deadline = deadline
-        self._heartbeat = heartbeat
+        self._heart = heart
+
+    @property
+    def saga_id(self) -> str:
+        """The saga's id."""
+        return self._saga.saga_id
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose records carry `saga_id`, `saga`, `step` and `attempt`."""
-        extra = {"saga_id": self.saga_id, "saga": self._saga, "step": self._step, "attempt": self.attempt}
-        return logging.LoggerAdapter(logging.getLogger(f"event_workflow_engine.saga.{self._saga}"), extra)
+        saga = self._saga
+        extra = {"saga_id": saga.saga_id, "saga": saga.saga, "step": self._step, "attempt": self.attempt}
+        return logging.LoggerAdapter(logging.getLogger(f"event_workflow_engine.saga.{saga.saga}"), extra)
 
     def heartbeat(self, progress: Any = None) -> None:
         """Say that the action is alive; restarts its timeout. Synchronous, and safe from any thread.
@@ -160,8 +173,13 @@ class StepContext(Generic[In_co]):
         Args:
             progress: Not stored; handed to the log at debug level.
         """
-        if self._heartbeat is not None:
-            self._heartbeat(progress)
+        if self._heart is not None:
+            self._heart.heartbeat(progress)
+
+    def in_saga(self) -> SagaContext:
+        """Where the step stands, for `current_saga`."""
+        saga = self._saga
+        return SagaContext(saga.saga_id, saga.saga, self._step, saga.correlation_id, self.idempotency_key)
 
 
 class CompensationContext(StepContext[In_co], Generic[In_co, R_co]):
@@ -214,7 +232,21 @@ class Runtime(Protocol):
 
 RUNTIME: Final[ContextVar[Runtime | None]] = ContextVar("ewe_runtime", default=None)
 SAGA: Final[ContextVar[SagaContext | None]] = ContextVar("ewe_saga", default=None)
+"""The saga of the running code. Within a step `STEP` tells more, see `present_saga`."""
 STEP: Final[ContextVar[StepContext[Any] | None]] = ContextVar("ewe_step", default=None)
+
+
+def present_saga() -> SagaContext | None:
+    """The saga that the calling code runs in, with its step if it is in one."""
+    step = STEP.get()
+    return SAGA.get() if step is None else step.in_saga()
+
+
+def leave_saga() -> None:
+    """What follows in this context is no part of a saga."""
+    RUNTIME.set(None)
+    SAGA.set(None)
+    STEP.set(None)
 
 
 def current_saga() -> SagaContext:
@@ -223,7 +255,7 @@ def current_saga() -> SagaContext:
     Raises:
         OutsideSagaError: There is none.
     """
-    saga = SAGA.get()
+    saga = present_saga()
     if saga is None:
         raise OutsideSagaError("current_saga() was called outside of a saga")
     return saga

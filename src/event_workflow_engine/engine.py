@@ -13,6 +13,7 @@ from event_workflow_engine.clock import Clock, SystemClock, to_micros
 from event_workflow_engine.codecs import JSON, Codec
 from event_workflow_engine.commands import CommandBus
 from event_workflow_engine.config import EngineConfig
+from event_workflow_engine.context import leave_saga
 from event_workflow_engine.errors import EngineStateError, NotRegisteredError
 from event_workflow_engine.event_bus import EventBus
 from event_workflow_engine.event_store import EventStore
@@ -128,6 +129,8 @@ class WorkflowEngine:
         if self._owns_storage:
             await stack.enter_async_context(self._storage)
         alarms = Alarms(self._clock)
+        context = contextvars.copy_context()
+        context.run(leave_saga)  # the engine may have been entered from inside of another's saga
         worker = Worker(self._storage, liveness_of(self._storage), self.now, self._keeper.poke)
         kit = Kit(
             storage=self._storage,
@@ -138,7 +141,7 @@ class WorkflowEngine:
             actions=self._pool(stack, "ewe-action"),
             undo=self._pool(stack, "ewe-undo"),
             worker=worker.ref,
-            context=contextvars.copy_context(),
+            context=context,
             host=self._keeper,
             intercept=self._intercept,
         )

@@ -11,7 +11,7 @@ import msgspec
 from event_workflow_engine.aggregates import Aggregate, load
 from event_workflow_engine.clock import Clock, SystemClock, to_micros
 from event_workflow_engine.codecs import JSON, Codec
-from event_workflow_engine.context import SAGA
+from event_workflow_engine.context import present_saga
 from event_workflow_engine.errors import (
     DefinitionError,
     EncodeError,
@@ -416,7 +416,7 @@ def _appended(written: Written) -> Appended:
 
 def known_metadata(given: Mapping[str, Any] | None) -> Metadata | None:
     """What the caller and the context know, ``None`` where neither knows anything."""
-    saga, handling = SAGA.get(), CURRENT_EVENT.get()
+    saga, handling = present_saga(), CURRENT_EVENT.get()
     if saga is None and handling is None:
         return None if not given else Metadata.of(given)
     correlation = causation = saga_id = None

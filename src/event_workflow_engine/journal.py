@@ -98,6 +98,7 @@ class Journal:
         "retries",
         "saga_id",
         "started",
+        "state",
         "steps",
         "timers",
         "version",
@@ -122,18 +123,14 @@ class Journal:
         self.failure: h.SagaFailed | None = None
         self.plan: h.RollbackPlanned | None = None
         self.compensations: dict[str, CompensationState] = {}
-        self.report_order: list[str] = []
+        self.report_order: tuple[str, ...] = ()
         self.intervention: h.InterventionNeeded | None = None
         self.result: h.Raw | None = None
         self.ended = False
         self.handed_over = False
         self._machine: StateMachine[WorkflowState] = StateMachine()
+        self.state = self._machine.state
         self._pause_from = WorkflowState.RUNNING
-
-    @property
-    def state(self) -> WorkflowState:
-        """The saga's state."""
-        return self._machine.state
 
     @property
     def failing(self) -> bool:
@@ -149,7 +146,7 @@ class Journal:
             if state.status == "failed"
         }
         skipped = self.plan.skipped if self.plan is not None else ()
-        return RollbackReport(tuple(self.report_order), skipped, failed)
+        return RollbackReport(self.report_order, skipped, failed)
 
     def load(self, data: bytes, version: int) -> list[Any]:
         """Apply the facts of one stored record; returns them.
@@ -186,9 +183,12 @@ class Journal:
         handler(self, fact)
         self.version += 1
 
+    def _enter(self, state: WorkflowState) -> None:
+        self.state = self._machine.transition_to(state)
+
     def _on_started(self, fact: h.SagaStarted) -> None:
         self.started = fact
-        self._machine.transition_to(WorkflowState.RUNNING)
+        self._enter(WorkflowState.RUNNING)
 
     def _on_step_started(self, fact: h.StepStarted) -> None:
         self.handed_over = False
@@ -255,13 +255,13 @@ class Journal:
 
     def _on_failed(self, fact: h.SagaFailed) -> None:
         self.failure = fact
-        self._machine.transition_to(WorkflowState.FAILED)
+        self._enter(WorkflowState.FAILED)
 
     def _on_planned(self, fact: h.RollbackPlanned) -> None:
         self.plan = fact
         self.compensations = {planned.step: CompensationState(planned) for planned in fact.plan}
         if fact.plan:
-            self._machine.transition_to(WorkflowState.COMPENSATING)
+            self._enter(WorkflowState.COMPENSATING)
         else:
             self.ended = True
 
@@ -274,7 +274,7 @@ class Journal:
 
     def _on_compensation_succeeded(self, fact: h.CompensationSucceeded) -> None:
         self.compensations[fact.step].status = "succeeded"
-        self.report_order.append(fact.step)
+        self.report_order += (fact.step,)
 
     def _on_compensation_failed(self, fact: h.CompensationFailed) -> None:
         state = self.compensations[fact.step]
@@ -287,32 +287,32 @@ class Journal:
         state.message = fact.message
 
     def _on_completed(self, fact: h.SagaCompleted) -> None:
-        self._machine.transition_to(WorkflowState.COMPLETED)
+        self._enter(WorkflowState.COMPLETED)
         self.result = fact.result
         self.ended = True
 
     def _on_compensated(self, _: h.SagaCompensated) -> None:
-        self._machine.transition_to(WorkflowState.COMPENSATED)
+        self._enter(WorkflowState.COMPENSATED)
         self.ended = True
 
     def _on_cancelled(self, _: h.SagaCancelled) -> None:
-        self._machine.transition_to(WorkflowState.CANCELLED)
+        self._enter(WorkflowState.CANCELLED)
         self.ended = True
 
     def _on_paused(self, fact: h.SagaPaused) -> None:
         self._pause_from = self.state
-        self._machine.transition_to(WorkflowState.PAUSED)
+        self._enter(WorkflowState.PAUSED)
         self.cursor = max(self.cursor, fact.cursor)
 
     def _on_resumed(self, fact: h.SagaResumed) -> None:
-        self._machine.transition_to(self._pause_from)
+        self._enter(self._pause_from)
         self.cursor = max(self.cursor, fact.cursor)
 
     def _on_handed_over(self, _: h.SagaHandedOver) -> None:
         self.handed_over = True
 
     def _on_intervention_needed(self, fact: h.InterventionNeeded) -> None:
-        self._machine.transition_to(WorkflowState.NEEDS_INTERVENTION)
+        self._enter(WorkflowState.NEEDS_INTERVENTION)
         self.intervention = fact
 
     def _on_intervention_made(self, fact: h.InterventionMade) -> None:
@@ -320,7 +320,7 @@ class Journal:
             state = WorkflowState(fact.state)
         except ValueError as error:
             raise KeyError(f"{fact.state!r} is no state") from error
-        self._machine.transition_to(state)
+        self._enter(state)
         self.intervention = None
 
     _handlers: ClassVar[dict[type[Any], Callable[[Journal, Any], None]]] = {

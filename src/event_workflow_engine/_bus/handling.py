@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine.callables import call_info
 from event_workflow_engine.clock import Clock, SystemClock
-from event_workflow_engine.context import RUNTIME, SAGA, STEP
+from event_workflow_engine.context import leave_saga
 from event_workflow_engine.errors import EngineStateError
 from event_workflow_engine.events import CURRENT_EVENT
 
@@ -199,9 +199,7 @@ def _enter(delivery: Delivery) -> None:
     """Set up a handler's context: it is called for an event, not from inside of the saga that published it."""
     CURRENT_EVENT.set(delivery.carried.event)
     HANDLING.set(delivery)
-    SAGA.set(None)
-    STEP.set(None)
-    RUNTIME.set(None)
+    leave_saga()
 
 
 def _outcome(handler: Callable[[Any], Any], payload: Any) -> tuple[Any, Exception | None]:

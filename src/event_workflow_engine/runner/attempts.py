@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine import history as h
 from event_workflow_engine.clock import from_micros
-from event_workflow_engine.context import SAGA, STEP, CompensationContext, SagaContext, StepContext
+from event_workflow_engine.context import STEP, CompensationContext, StepContext
 from event_workflow_engine.errors import DecodeError, EncodeError, StepRejectedError
 from event_workflow_engine.outcomes import Outcome, classify, qualified_name
 from event_workflow_engine.planner import next_attempt_after
@@ -39,7 +39,7 @@ _PLAIN: Final = frozenset({str, int, bool, type(None)})
 def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt:
     """Begin an attempt whose start is on disk."""
     spec, kit = command.spec, run.kit
-    attempt = Attempt(state.step, kit, run.action_ended, run.attempt_stuck, run.saga.settle_timeout)
+    attempt = Attempt(state.step, kit, run, run.saga.settle_timeout)
     context: StepContext[Any] = StepContext(*_common(run, state.step, state.attempt, spec.timeout, attempt))
     args = command.args if command.args is not None else (context,) if spec.info.takes_context else ()
     fn, is_async = _called(run, spec.action, is_async=spec.info.is_async)
@@ -47,7 +47,7 @@ def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt
         fn,
         args,
         is_async=is_async,
-        context=_context(run, state.step, context),
+        context=_context(run, context),
         pool=kit.actions,
         timeout=spec.timeout,
     )
@@ -57,7 +57,7 @@ def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt
 def launch_compensation(run: SagaRun, spec: CompensationSpec, step: StepState, state: CompensationState) -> Attempt:
     """Begin a compensation whose start is on disk."""
     kit = run.kit
-    attempt = Attempt(state.planned.step, kit, run.rollback.attempt_ended, run.attempt_stuck, run.saga.settle_timeout)
+    attempt = Attempt(state.planned.step, kit, run.rollback, run.saga.settle_timeout)
     result = None
     if step.result is not None:
         declared = run.saga.specs.get(step.step)
@@ -73,7 +73,7 @@ def launch_compensation(run: SagaRun, spec: CompensationSpec, step: StepState, s
         fn,
         (context,) if spec.info.takes_context else (),
         is_async=is_async,
-        context=_context(run, step.step, context),
+        context=_context(run, context),
         pool=kit.undo,
         timeout=None,
     )
@@ -92,30 +92,13 @@ def _called(run: SagaRun, fn: Callable[..., Any], *, is_async: bool) -> tuple[Ca
 def _common(run: SagaRun, step: str, number: int, timeout: float | None, attempt: Attempt) -> tuple[Any, ...]:
     deadline = None if timeout is None else from_micros(run.kit.now() + int(timeout * _MICROS))
     key = f"{run.key_prefix}{step}"
-    return (
-        run.saga.name,
-        run.saga_id,
-        step,
-        run.input,
-        run.results,
-        key,
-        number,
-        run.fence,
-        deadline,
-        attempt.heartbeat,
-    )
+    return (run.place, step, run.input, run.results, key, number, run.fence, deadline, attempt)
 
 
-def _context(run: SagaRun, step: str, present: StepContext[Any]) -> Context:
+def _context(run: SagaRun, present: StepContext[Any]) -> Context:
     context = run.context.copy()
-    saga = SagaContext(run.saga_id, run.saga.name, step, run.correlation_id, present.idempotency_key)
-    context.run(_enter, saga, present)
+    context.run(STEP.set, present)
     return context
-
-
-def _enter(saga: SagaContext, step: StepContext[Any]) -> None:
-    SAGA.set(saga)
-    STEP.set(step)
 
 
 def read_result(run: SagaRun, step: str, data: h.Raw, kind: Any) -> Any:

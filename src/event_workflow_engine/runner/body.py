@@ -41,6 +41,7 @@ class BodyScript:
         arguments: The body's arguments: its input, or nothing.
         context: Where the body runs; the runtime is set in it.
         codec: Decodes signals.
+        name: The saga's id.
         child: Makes the step that runs a child saga.
     """
 
@@ -68,6 +69,7 @@ class BodyScript:
         arguments: tuple[Any, ...],
         context: Context,
         codec: Codec,
+        name: str,
         child: Callable[[Any, Any, str | None, str], StepSpec],
     ) -> None:
         self._saga = saga
@@ -75,7 +77,7 @@ class BodyScript:
         self._context = context
         self._codec = codec
         self._child = child
-        self._loop = SagaLoop()
+        self._loop = SagaLoop(name)
         self._commands: list[Command] = []
         self._open: dict[str, tuple[asyncio.Future[Any], StartStep]] = {}
         self._names: dict[str, int] = {}

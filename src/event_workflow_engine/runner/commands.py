@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-__all__ = ["CancelStep", "Command", "DropTimer", "Fail", "Finish", "Script", "SetTimer", "StartStep"]
+__all__ = ["CancelStep", "Command", "DropTimer", "Fail", "Finish", "Replay", "Script", "SetTimer", "StartStep"]
 
 
 class StartStep(msgspec.Struct, frozen=True, gc=False):
@@ -65,6 +65,21 @@ class Fail(msgspec.Struct, frozen=True, gc=False):
 
 
 Command = StartStep | CancelStep | SetTimer | DropTimer | Finish | Fail
+
+
+class Replay:
+    """What a run keeps while its journal is replayed: the script asks for much that the journal knows already.
+
+    Attributes:
+        timers: The timers that the journal tells of.
+        loose: Commands that it does not know of.
+    """
+
+    __slots__ = ("loose", "timers")
+
+    def __init__(self, timers: frozenset[str]) -> None:
+        self.timers = timers
+        self.loose: list[Command] = []
 
 
 class Script(Protocol):

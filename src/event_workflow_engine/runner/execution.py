@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -47,9 +47,10 @@ class _Action(Coroutine[Any, Any, None]):
         raise StopIteration
 
     def throw(self, *error: Any) -> Any:
+        if self._coro is None:  # cancelled before it began
+            self._ended(error[0])
+            raise StopIteration
         try:
-            if self._coro is None:
-                raise error[0]  # before it began
             return self._coro.throw(*error)
         except BaseException as raised:  # noqa: BLE001 - as above
             self._ended(raised)
@@ -79,17 +80,28 @@ class _Action(Coroutine[Any, Any, None]):
         attempt.tell()
 
 
+class AttemptOwner(Protocol):
+    """Whom an attempt tells how it went."""
+
+    def attempt_ended(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
+        """Its code has ended."""
+        ...
+
+    def attempt_stuck(self, attempt: Attempt) -> None:
+        """Its code was asked to end and has not within the settle timeout (rule 5)."""
+        ...
+
+
 class Attempt:
     """Runs a callable once and tells how it ended, exactly once, when its code has ended.
 
     A timeout or cancel asks the code to end; a thread cannot be made to, and is waited for (rule 5). When that takes
-    longer than `settle_timeout`, `on_stuck` is called instead and the end is only logged.
+    longer than `settle_timeout`, its owner is told that it is stuck instead and the end is only logged.
 
     Args:
         name: For the log and the task's name.
-        on_end: Called with (attempt, value, error). A timeout gives a `TimeoutError`, a cancel a `CancelledError`.
-        on_stuck: Called with the attempt.
         kit: Time, alarms and the loop.
+        owner: Whom to tell. A timeout gives a `TimeoutError`, a cancel a `CancelledError`.
         settle_timeout: Seconds.
     """
 
@@ -99,8 +111,7 @@ class Attempt:
         "_closed",
         "_future",
         "_kit",
-        "_on_end",
-        "_on_stuck",
+        "_owner",
         "_settle_timeout",
         "_threaded",
         "_timed_out",
@@ -114,13 +125,11 @@ class Attempt:
         self,
         name: str,
         kit: Kit,
-        on_end: Callable[[Attempt, Any, BaseException | None], None],
-        on_stuck: Callable[[Attempt], None],
+        owner: AttemptOwner,
         settle_timeout: float,
     ) -> None:
         self.name = name
-        self._on_end = on_end
-        self._on_stuck = on_stuck
+        self._owner = owner
         self._kit = kit
         self._settle_timeout = settle_timeout
         self._alarm: Alarm | None = None
@@ -205,7 +214,7 @@ class Attempt:
 
     def _stuck(self) -> None:
         self._closed = True
-        self._on_stuck(self)
+        self._owner.attempt_stuck(self)
 
     def _thread_done(self, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
@@ -255,4 +264,4 @@ class Attempt:
         if self._timed_out:
             error = TimeoutError(f"{self.name} did not end within {self._timeout:g} s")
             value = None
-        self._on_end(self, value, error)
+        self._owner.attempt_ended(self, value, error)

@@ -11,7 +11,7 @@ from event_workflow_engine import history as h
 from event_workflow_engine.callables import CallInfo
 from event_workflow_engine.clock import seconds
 from event_workflow_engine.codecs import digest
-from event_workflow_engine.context import SAGA, StepResults
+from event_workflow_engine.context import StepResults, present_saga
 from event_workflow_engine.errors import (
     DecodeError,
     DefinitionError,
@@ -168,7 +168,7 @@ class SagaKeeper:
             raise DefinitionError(f"saga {saga.name!r} takes no input")
         typed = kit.codec.decode(data, saga.input_type or Any, what)
         now = kit.now()
-        around = SAGA.get()
+        around = present_saga()
         started = h.SagaStarted(
             saga.name,
             saga.version,
@@ -246,7 +246,7 @@ class SagaKeeper:
         self._definitions.resolve(saga)
 
         async def run_child() -> Any:
-            parent = SAGA.get()
+            parent = present_saga()
             child_id = saga_id if saga_id is not None else f"{parent.saga_id if parent else ''}/{step}"
             await self.start_saga(saga, value, child_id)
             result = await self.ends.wait(child_id, saga)
@@ -320,7 +320,7 @@ class SagaKeeper:
         if full:
             self._due.set()
 
-    async def _release_when_ended(self, saga_id: str, ending: list[asyncio.Future[Any]]) -> None:
+    async def _release_when_ended(self, saga_id: str, ending: Sequence[asyncio.Future[Any]]) -> None:
         await asyncio.wait(ending)
         self._locks.release(saga_id)
 

@@ -15,6 +15,7 @@ from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from zlib import crc32
 
 from event_workflow_engine.errors import ForeignAwaitError, NonDeterminismError, SagaEvicted
 
@@ -36,6 +37,9 @@ _TASKS_FILE: Final = asyncio.as_completed.__code__.co_filename
 _AS_COMPLETED: Final = frozenset({"as_completed", "__init__"})
 _DEPTH: Final = 4
 """Frames between `as_completed` and `create_task`, at most."""
+
+_NUMBER_BITS: Final = 24
+"""Of a hash, for tasks and futures of one body: as the low ones, so that small sets iterate in the order of making."""
 
 _TIME: Final = frozenset({"call_later", "call_at"})
 
@@ -103,15 +107,19 @@ _Base: Any = asyncio.AbstractEventLoop
 class SagaLoop(_Base):  # type: ignore[misc]
     """A loop for one saga function's body.
 
+    Args:
+        name: The same in every run of the body, and another's for another saga. The hashes of its tasks and futures
+            come from it: asyncio has one set of all tasks, in which those of all sagas must not meet.
+
     Attributes:
         fatal: The first thing that the body did which cannot be replayed, even where the body swallowed the error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
         self._ready: deque[asyncio.Handle] = deque()
         self._tasks: dict[_BodyTask, None] = {}
         self._root: _BodyTask | None = None
-        self._number = 0
+        self._number = crc32(name.encode(errors="surrogatepass")) << _NUMBER_BITS
         self._early: dict[int, asyncio.Task[Any]] = {}
         self.fatal: NonDeterminismError | None = None
 

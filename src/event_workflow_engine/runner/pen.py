@@ -63,7 +63,7 @@ class Pen:
         self._inbox = inbox_stream(saga_id)
         self._owned = {"owner": kit.worker.id, "fence": fence}
         self._check = (Row("sagas", "check", (saga_id,), {}, self._owned),)
-        self._row_state = WorkflowState.RUNNING.value
+        self._row_state = WorkflowState.RUNNING
         self._sent_state = self._row_state
         self._new_rows: tuple[Row, ...] = ()
         self.seen = 0
@@ -78,7 +78,7 @@ class Pen:
         """Whether its first unit is not on disk yet."""
         return bool(self._new_rows)
 
-    def loaded(self, *, stored: int, seen: int, state: str) -> None:
+    def loaded(self, *, stored: int, seen: int, state: WorkflowState) -> None:
         """The journal was folded from the store."""
         self.stored = stored
         self.seen = seen
@@ -106,14 +106,14 @@ class Pen:
         self._kit.storage.post(Unit(unit_id, now, appends, rows, self._kit.worker), told)
 
     def _rows(self, journal: Journal, wake: int | None, now: int, *, park: bool) -> tuple[Row, ...]:
-        state = self._sent_state = journal.state.value
+        state = self._sent_state = journal.state
         values: dict[str, Any] = {}
         if journal.ended:
-            values = {"state": state, "owner": "", "wake_at": None, "cursor": self.seen, "ended_at": now}
+            values = {"state": state.value, "owner": "", "wake_at": None, "cursor": self.seen, "ended_at": now}
         elif park:
-            values = {"state": state, "owner": "", "wake_at": wake, "cursor": self.seen}
-        elif state != self._row_state:
-            values = {"state": state}
+            values = {"state": state.value, "owner": "", "wake_at": wake, "cursor": self.seen}
+        elif state is not self._row_state:
+            values = {"state": state.value}
         if self._new_rows:
             index, *others = self._new_rows
             return (Row(index.table, index.op, index.key, {**index.values, **values}), *others)

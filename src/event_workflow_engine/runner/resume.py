@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from event_workflow_engine import history as h
 from event_workflow_engine.errors import DecodeError, NonDeterminismError, WorkflowError
 from event_workflow_engine.runner.attempts import read_result
+from event_workflow_engine.runner.commands import Replay
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def resume(
     if state.started is None:
         raise DecodeError(f"saga {run.saga_id!r} has a row and no journal: the store was altered by hand")
     run.handed_over = state.handed_over
-    run.pen.loaded(stored=state.version, seen=state.cursor, state=row_state)
+    run.pen.loaded(stored=state.version, seen=state.cursor, state=WorkflowState(row_state))
     if state.ended:
         run.flush()
         return
@@ -101,7 +102,7 @@ def _go_on(run: SagaRun, facts: list[Any]) -> None:
 def _replay(run: SagaRun, facts: list[Any]) -> None:
     script = run.script
     assert script is not None, "set up by the caller"
-    run.known_timers = frozenset(fact.timer for fact in facts if isinstance(fact, h.TimerSet))
+    run.replay = Replay(frozenset(fact.timer for fact in facts if isinstance(fact, h.TimerSet)))
     run.obey(run.ask(script.begin))
     held: list[Any] = []
     holding = False

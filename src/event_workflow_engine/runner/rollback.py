@@ -28,13 +28,15 @@ _log: Final = logging.getLogger("event_workflow_engine.runner")
 class Rollback:
     """Plans and runs the compensations of one saga (rules 2, 8, 9). It never replays the body."""
 
-    __slots__ = ("_ready", "_run", "_running", "_specs")
+    __slots__ = ("_ready", "_run", "_running", "_specs", "starting")
 
     def __init__(self, run: SagaRun) -> None:
         self._run = run
         self._ready: Ready | None = None
         self._running: dict[str, Attempt] = {}
         self._specs: dict[str, CompensationSpec] = {}
+        self.starting: list[str] = []
+        """Steps whose compensation begins when the unit that says so is on disk."""
 
     @property
     def running(self) -> Iterable[Attempt]:
@@ -73,21 +75,26 @@ class Rollback:
             if run.journal.compensations[step].status == "planned":
                 self._start(step, 1)
         for step, state in run.journal.compensations.items():
-            if state.status == "started" and step not in run.starting_compensations:
+            if state.status == "started" and step not in self.starting:
                 # Its start is on disk and its end is not: it runs again as the same attempt.
-                run.starting_compensations.append(step)
+                self.starting.append(step)
         self._conclude()
 
     def _start(self, step: str, attempt: int) -> None:
         self._run.emit(h.CompensationStarted(step, attempt))
-        self._run.starting_compensations.append(step)
+        self.starting.append(step)
 
     def retry(self, step: str) -> None:
         """The wait before another attempt is over."""
         self._start(step, self._run.journal.compensations[step].attempt + 1)
 
-    def launch(self, step: str) -> None:
-        """Its start is on disk: run it."""
+    def launch_starting(self) -> None:
+        """The starts are on disk: run them."""
+        starting, self.starting = self.starting, []
+        for step in starting:
+            self._launch(step)
+
+    def _launch(self, step: str) -> None:
         run = self._run
         state = run.journal.compensations[step]
         try:
@@ -134,13 +141,17 @@ class Rollback:
         self._conclude()
         run.flush()
 
+    def attempt_stuck(self, attempt: Attempt) -> None:
+        """See `AttemptOwner.attempt_stuck`."""
+        self._run.attempt_stuck(attempt)
+
     def _conclude(self) -> None:
         run = self._run
         journal = run.journal
         if len(journal.report_order) == len(journal.compensations):
             run.emit(h.SagaCompensated())
             return
-        if self._running or run.starting_compensations or journal.retries or run.paused:
+        if self._running or self.starting or journal.retries or run.paused:
             return
         failed = [state for state in journal.compensations.values() if state.status == "failed"]
         if failed:

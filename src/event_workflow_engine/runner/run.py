@@ -13,9 +13,9 @@ from event_workflow_engine.errors import (
     VersionConflictError,
     WorkflowError,
 )
-from event_workflow_engine.journal import DEADLINE, Journal, inbox_stream
+from event_workflow_engine.journal import Journal, inbox_stream
 from event_workflow_engine.outcomes import qualified_name
-from event_workflow_engine.planner import Dag, earliest_wake, pack_retry
+from event_workflow_engine.planner import Dag, pack_retry
 from event_workflow_engine.retries import COMPENSATION_RETRY
 from event_workflow_engine.runner.attempts import launch_action, record_success, record_unsuccess
 from event_workflow_engine.runner.body import BodyScript
@@ -25,10 +25,12 @@ from event_workflow_engine.runner.commands import (
     DropTimer,
     Fail,
     Finish,
+    Replay,
     Script,
     SetTimer,
     StartStep,
 )
+from event_workflow_engine.runner.due import fire_due, next_wake
 from event_workflow_engine.runner.graph import GraphScript
 from event_workflow_engine.runner.mail import Mail
 from event_workflow_engine.runner.pen import Pen
@@ -36,7 +38,7 @@ from event_workflow_engine.runner.rollback import Rollback
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from contextvars import Context
 
     from event_workflow_engine.runner.execution import Attempt
@@ -71,6 +73,8 @@ class SagaRun:
         "_held",
         "_interrupted",
         "_landing",
+        "_mail",
+        "_rollback",
         "_starting",
         "_waits_for_mail",
         "accepted",
@@ -88,18 +92,15 @@ class SagaRun:
         "journal",
         "key_prefix",
         "kit",
-        "known_timers",
-        "loose",
-        "mail",
         "parked_until",
         "parking",
         "pen",
+        "place",
+        "replay",
         "results",
-        "rollback",
         "saga",
         "saga_id",
         "script",
-        "starting_compensations",
     )
 
     def __init__(self, kit: Kit, saga: Saga[Any, Any], dag: Dag, saga_id: str, fence: int) -> None:
@@ -110,19 +111,18 @@ class SagaRun:
         self.fence = fence
         self.journal = Journal(saga_id)
         self.pen = Pen(kit, saga_id, fence)
-        self.mail = Mail(self)
-        self.rollback = Rollback(self)
         self.script: Script | None = None
         self.input: Any = None
         self.key_prefix = f"{saga_id}:1:"
         self.correlation_id: str | None = None
         self.context: Context = kit.context
+        self.place: SagaContext
+        """Where code of the saga stands, but for its step."""
         self.by_name: dict[str, Any] = {}
         self.results = StepResults(self.by_name, saga.by_action)
         self.doom: Fail | None = None
-        self.starting_compensations: list[str] = []
-        self.known_timers: frozenset[str] | None = None
-        """The timers that the journal tells of, while it is replayed; ``None``: live."""
+        self.replay: Replay | None = None
+        """While the journal is replayed; ``None``: live."""
         self.handed_over = False
         self.accepted: asyncio.Future[None] | None = None
         """Of a new saga: resolved when its first unit is on disk."""
@@ -133,21 +133,36 @@ class SagaRun:
         self.parked_until: int | None = None
         self.parking = False
         self.closed = False
-        self.loose: list[Command] = []
-        """Commands of a replay that the journal does not know yet."""
         self._finish: Finish | None = None
         self._facts: list[Any] = []
         self._flying: list[Any] | None = None
-        self._held: list[tuple[Any, Any, BaseException | None]] = []
+        # Most sagas in memory are never undone, spoken to or paused: what that needs is made when it is needed.
+        self._mail: Mail | None = None
+        self._rollback: Rollback | None = None
+        self._held: tuple[tuple[Any, Any, BaseException | None], ...] = ()
         self._calls: dict[str, StartStep] = {}
         self._attempts: dict[str, Attempt] = {}
-        self._ending: list[asyncio.Future[Any]] = []
-        self._interrupted: list[tuple[StartStep, int, int]] = []
+        self._ending: Sequence[asyncio.Future[Any]] = ()
+        self._interrupted: tuple[tuple[StartStep, int, int], ...] = ()
         self._starting: list[str] = []
         self._alarm: Alarm | None = None
         self._waits_for_mail = False
         self._landing: asyncio.Future[None] | None = None
         """Made for who waits for the unit in flight."""
+
+    @property
+    def mail(self) -> Mail:
+        """Reads its inbox."""
+        if self._mail is None:
+            self._mail = Mail(self)
+        return self._mail
+
+    @property
+    def rollback(self) -> Rollback:
+        """Undoes it."""
+        if self._rollback is None:
+            self._rollback = Rollback(self)
+        return self._rollback
 
     @property
     def paused(self) -> bool:
@@ -171,24 +186,23 @@ class SagaRun:
         self.key_prefix = f"{self.saga_id}:{started.run}:"
         self.correlation_id = started.correlation_id or self.saga_id
         self.context = self.kit.context.copy()
-        self.context.run(
-            SAGA.set, SagaContext(self.saga_id, saga.name, None, self.correlation_id, started.causation_id)
-        )
+        self.place = SagaContext(self.saga_id, saga.name, None, self.correlation_id, started.causation_id)
+        self.context.run(SAGA.set, self.place)
         if saga.fn is None:
             self.script = GraphScript(saga.specs, self.dag)
         else:
             arguments = (value,) if saga.takes_input else ()
-            host = self.kit.host
-            self.script = BodyScript(saga, arguments, self.context.copy(), self.kit.codec, host.child_step)
+            kit, context = self.kit, self.context.copy()
+            self.script = BodyScript(saga, arguments, context, kit.codec, self.saga_id, kit.host.child_step)
 
     def hold(self, facts: list[Any]) -> None:
         """What came while the saga is paused, to be told when it is resumed."""
-        self._held = [(fact, self.by_name.get(getattr(fact, "step", "")), None) for fact in facts]
+        self._held = tuple((fact, self.by_name.get(getattr(fact, "step", "")), None) for fact in facts)
 
     def start_again(self, command: StartStep, attempt: int, interruptions: int) -> None:
         """Run an interrupted attempt again, with the same idempotency key (rule 4)."""
         if self.paused:
-            self._interrupted.append((command, attempt, interruptions))
+            self._interrupted += ((command, attempt, interruptions),)
             return
         self._calls[command.step] = command
         self._start(command, attempt, interruptions)
@@ -203,7 +217,8 @@ class SagaRun:
         """Drop what has come up and is not on its way to disk."""
         self._facts.clear()
         self._starting.clear()
-        self.starting_compensations.clear()
+        if self._rollback is not None:
+            self._rollback.starting.clear()
 
     @property
     def begun_here(self) -> list[str]:
@@ -221,8 +236,8 @@ class SagaRun:
         """Tell the script a fact that the journal has, and do what follows; while paused, later."""
         if self.script is None:
             return
-        if self.paused and self.known_timers is None:
-            self._held.append((fact, value, error))
+        if self.paused and self.replay is None:
+            self._held += ((fact, value, error),)
             return
         script = self.script
         self.obey(self.ask(lambda: script.deliver(fact, value, error)))
@@ -237,19 +252,20 @@ class SagaRun:
 
     def obey(self, commands: Iterable[Command]) -> None:
         """Do what the script asks: as further facts of this unit; in a replay only what the journal does not know."""
+        replay = self.replay
         for command in commands:
             if isinstance(command, StartStep):
                 self._calls[command.step] = command
-                if self.known_timers is not None:
+                if replay is not None:
                     if command.step not in self.journal.steps:
-                        self.loose.append(command)
+                        replay.loose.append(command)
                 elif self.doom is None:
                     self._start(command, 1, 0)
-            elif self.known_timers is None:
+            elif replay is None:
                 self._obey_other(command)
-            elif not isinstance(command, SetTimer) or command.timer not in self.known_timers:
-                self.loose.append(command)
-        if self.known_timers is None:
+            elif not isinstance(command, SetTimer) or command.timer not in replay.timers:
+                replay.loose.append(command)
+        if replay is None:
             self.conclude()
 
     def _obey_other(self, command: Command) -> None:
@@ -272,9 +288,9 @@ class SagaRun:
 
     def obey_loose(self) -> None:
         """The replay is over: do what the journal did not know of."""
-        self.known_timers = None
-        loose, self.loose = self.loose, []
-        self.obey(loose)
+        replay, self.replay = self.replay, None
+        if replay is not None:
+            self.obey(replay.loose)
 
     def _start(self, command: StartStep, attempt: int, interruptions: int) -> None:
         undo = None
@@ -328,7 +344,7 @@ class SagaRun:
             self.close_script()
             self.rollback.begin()
 
-    def action_ended(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
+    def attempt_ended(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
         """An action's code has ended."""
         step = attempt.name
         del self._attempts[step]
@@ -379,11 +395,13 @@ class SagaRun:
         journal = self.journal
         wake: int | None = None
         park = False
-        if not (self._attempts or self._starting or self.starting_compensations or self.rollback.busy or journal.ended):
-            wake = self._next_wake()
+        rollback = self._rollback
+        undoing = rollback is not None and (rollback.busy or rollback.starting)
+        if not (self._attempts or self._starting or undoing or journal.ended):
+            wake = next_wake(self)
             park = wake is None or wake - self.kit.now() > _RESIDENT
         if not self._facts and not park:
-            if self.starting_compensations:
+            if rollback is not None and rollback.starting:
                 self._act()  # their starts are on disk from a life before
                 if self._facts:
                     self.flush()
@@ -398,14 +416,6 @@ class SagaRun:
             self._alarm.cancel()
         self.pen.send(facts, self.journal, wake, self._told, park=park)
 
-    def _next_wake(self) -> int | None:
-        journal = self.journal
-        if not journal.timers and not journal.retries and (journal.started is None or journal.started.deadline is None):
-            return None
-        if self.paused or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
-            return None
-        return earliest_wake(self.journal, self.script.awaited_timers if self.script is not None else ())
-
     def _told(self, verdict: Written | Exception) -> None:
         facts, self._flying = self._flying or [], None
         lost = verdict if isinstance(verdict, Exception) else None
@@ -419,8 +429,10 @@ class SagaRun:
         if lost is not None:
             self._not_written(facts, lost)
             return
-        if self.accepted is not None and not self.accepted.done():
-            self.accepted.set_result(None)
+        if self.accepted is not None:
+            accepted, self.accepted = self.accepted, None
+            if not accepted.done():
+                accepted.set_result(None)
         if self.journal.ended and not self._facts:  # its end may wait for the next unit
             self._leave()
             self.kit.host.run_ended(self)
@@ -465,9 +477,8 @@ class SagaRun:
                 self._settle_unbegun(step, state.attempt)
             else:
                 self._attempts[step] = launch_action(self, self._calls[step], state)
-        compensations, self.starting_compensations = self.starting_compensations, []
-        for step in compensations:
-            self.rollback.launch(step)
+        if self._rollback is not None:
+            self._rollback.launch_starting()
 
     def _settle_unbegun(self, step: str, attempt: int) -> None:
         """Its start went to disk while the saga failed: the action has not begun and will not."""
@@ -484,7 +495,7 @@ class SagaRun:
             self._alarm.cancel()
             self._alarm = None
         if wake is None:
-            wake = self._next_wake()
+            wake = next_wake(self)
         if wake is not None:
             self._alarm = self.kit.alarms.at(wake, self.ring)
 
@@ -492,35 +503,18 @@ class SagaRun:
         """Something is due: timers, retries, the deadline."""
         if self.closed or self.parking or self.paused or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
             return
-        now, journal = self.kit.now(), self.journal
-        started = journal.started
-        if (
-            started is not None
-            and started.deadline is not None
-            and started.deadline <= now
-            and not journal.deadline_passed
-            and not journal.failing
-        ):
-            self._fire(DEADLINE)
-        awaited = set(self.script.awaited_timers) if self.script is not None else set()
-        for timer, due in sorted(journal.timers.items(), key=lambda item: item[1]):
-            if due <= now and timer in awaited:
-                self._fire(timer)
-        for step, due in list(journal.retries.items()):
-            if due > now:
-                continue
-            if journal.failing:
-                self.rollback.retry(step)
-            elif self.doom is None and step in self._calls:
-                self._start(self._calls[step], journal.steps[step].attempt + 1, journal.steps[step].interruptions)
+        fire_due(self)
         self.flush()
         if self._flying is None and not self.closed:
             self._set_alarm(None)
 
-    def _fire(self, timer: str) -> None:
-        fact = h.TimerFired(timer)
-        self.emit(fact)
-        self.tell(fact)
+    def retry(self, step: str) -> None:
+        """The wait before another attempt is over."""
+        if self.journal.failing:
+            self.rollback.retry(step)
+        elif self.doom is None and step in self._calls:
+            state = self.journal.steps[step]
+            self._start(self._calls[step], state.attempt + 1, state.interruptions)
 
     def wake(self) -> None:
         """Something may be in the inbox."""
@@ -533,10 +527,10 @@ class SagaRun:
         if self.journal.failing:
             self.rollback.go_on()
             return
-        interrupted, self._interrupted = self._interrupted, []
+        interrupted, self._interrupted = self._interrupted, ()
         for command, attempt, count in interrupted:
             self.start_again(command, attempt, count)
-        held, self._held = self._held, []
+        held, self._held = self._held, ()
         for fact, value, error in held:
             self.tell(fact, value, error)
         self.conclude()
@@ -556,16 +550,19 @@ class SagaRun:
         if self._alarm is not None:
             self._alarm.cancel()
         self.close_script()
-        self.mail.close()
-        attempts = [*self._attempts.values(), *self.rollback.abandon()]
-        self._attempts.clear()
-        futures = [attempt.abandon() for attempt in attempts]
-        self._ending += [future for future in futures if future is not None and not future.done()]
+        if self._mail is not None:
+            self._mail.close()
+        undoing = self._rollback.abandon() if self._rollback is not None else ()
+        if self._attempts or undoing:
+            futures = [attempt.abandon() for attempt in (*self._attempts.values(), *undoing)]
+            self._attempts.clear()
+            self._ending = [future for future in futures if future is not None and not future.done()]
 
     @property
     def acting_on(self) -> list[asyncio.Future[Any]]:
         """The code that runs now, and the unit that is in flight."""
-        running = [attempt.future for attempt in (*self._attempts.values(), *self.rollback.running)]
+        undoing = self._rollback.running if self._rollback is not None else ()
+        running = [attempt.future for attempt in (*self._attempts.values(), *undoing)]
         if self._flying is not None:
             running.append(self._landed())
         return [future for future in running if future is not None and not future.done()]
@@ -579,9 +576,10 @@ class SagaRun:
         """Leave memory at once: nothing is recorded from here on."""
         self._leave()
 
-    def still_ending(self) -> list[asyncio.Future[Any]]:
+    def still_ending(self) -> Sequence[asyncio.Future[Any]]:
         """Code of a saga that left memory, which was asked to end and has not yet."""
-        self._ending = [future for future in self._ending if not future.done()]
+        if self._ending:
+            self._ending = [future for future in self._ending if not future.done()]
         return self._ending
 
     async def hand_over(self) -> None:

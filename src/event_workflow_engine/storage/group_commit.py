@@ -96,8 +96,8 @@ class GroupCommitter:
     """Gathers units into batches. Belongs to one event loop; none of its methods may be called from other threads.
 
     Order: units leave in the order in which they were submitted. In a batch's settling, first every future gets its
-    verdict, then the commit hooks run, in commit order, then the bells, then those are told whose units were posted;
-    the futures' own callbacks and the tasks that wait for them run last. Whoever sees a verdict sees what the hooks did.
+    verdict, then the commit hooks run, in commit order, then the bells, then those are told who posted a unit, and last
+    run the futures' own callbacks and the tasks that wait for them. Whoever sees a verdict sees what the hooks did.
 
     Cancelling a future withdraws its unit only while the unit is queued. Once sent it lands or not, whatever becomes
     of its future; `settled` waits for that.

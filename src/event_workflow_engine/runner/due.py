@@ -1,0 +1,52 @@
+"""What a saga in memory does by the clock: timers, the waits between attempts, its deadline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from event_workflow_engine import history as h
+from event_workflow_engine.journal import DEADLINE
+from event_workflow_engine.planner import earliest_wake
+from event_workflow_engine.state_machine import WorkflowState
+
+if TYPE_CHECKING:
+    from event_workflow_engine.runner.run import SagaRun
+
+__all__ = ["fire_due", "next_wake"]
+
+
+def next_wake(run: SagaRun) -> int | None:
+    """When something is due next, in microseconds since 1970; ``None``: nothing is."""
+    journal = run.journal
+    if not journal.timers and not journal.retries and (journal.started is None or journal.started.deadline is None):
+        return None
+    if run.paused or journal.state is WorkflowState.NEEDS_INTERVENTION:
+        return None
+    return earliest_wake(journal, run.script.awaited_timers if run.script is not None else ())
+
+
+def fire_due(run: SagaRun) -> None:
+    """Do what is due: the deadline first, then timers in the order of their times, then further attempts."""
+    now, journal = run.kit.now(), run.journal
+    started = journal.started
+    if (
+        started is not None
+        and started.deadline is not None
+        and started.deadline <= now
+        and not journal.deadline_passed
+        and not journal.failing
+    ):
+        _fire(run, DEADLINE)
+    awaited = set(run.script.awaited_timers) if run.script is not None else set()
+    for timer, due in sorted(journal.timers.items(), key=lambda item: item[1]):
+        if due <= now and timer in awaited:
+            _fire(run, timer)
+    for step, due in list(journal.retries.items()):
+        if due <= now:
+            run.retry(step)
+
+
+def _fire(run: SagaRun, timer: str) -> None:
+    fact = h.TimerFired(timer)
+    run.emit(fact)
+    run.tell(fact)
