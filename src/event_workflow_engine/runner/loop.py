@@ -117,10 +117,10 @@ class SagaLoop(_Base):  # type: ignore[misc]
 
     def __init__(self, name: str = "") -> None:
         self._ready: deque[asyncio.Handle] = deque()
-        self._tasks: dict[_BodyTask, None] = {}
+        self._children: dict[_BodyTask, None] = {}
         self._root: _BodyTask | None = None
         self._number = crc32(name.encode(errors="surrogatepass")) << _NUMBER_BITS
-        self._early: dict[int, asyncio.Task[Any]] = {}
+        self._early: dict[int, asyncio.Task[Any]] | None = None
         self.fatal: NonDeterminismError | None = None
 
     # -- for the runner ----------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class SagaLoop(_Base):  # type: ignore[misc]
 
     def start(self, coro: Coroutine[Any, Any, Any], *, context: Context) -> None:
         """Make the body's task, whose path is empty; `pump` runs it."""
-        self._root = self._make_task(coro, "", context)
+        self._root = _BodyTask(coro, self, "", context)
 
     def pump(self) -> None:
         """Run what is ready until nothing is."""
@@ -174,7 +174,8 @@ class SagaLoop(_Base):  # type: ignore[misc]
 
         ``finally`` blocks run; what they await is refused by the same error.
         """
-        tasks, self._tasks = list(self._tasks), {}
+        tasks = [*([] if self._root is None else [self._root]), *self._children]
+        self._children = {}
         outer = events._get_running_loop()  # noqa: SLF001 - see pump
         events._set_running_loop(self)  # noqa: SLF001 - see pump
         try:
@@ -222,14 +223,8 @@ class SagaLoop(_Base):  # type: ignore[misc]
         if self.fatal is None:
             self.fatal = error
 
-    def _make_task(self, coro: Coroutine[Any, Any, Any], path: str, context: Context | None) -> _BodyTask:
-        task = _BodyTask(coro, self, path, context)
-        self._tasks[task] = None
-        task.add_done_callback(self._forget)
-        return task
-
     def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.pop(task, None)  # type: ignore[call-overload]
+        self._children.pop(task, None)  # type: ignore[call-overload]
 
     def create_task(
         self,
@@ -249,6 +244,8 @@ class SagaLoop(_Base):  # type: ignore[misc]
         It puts what it is given into a set, and coroutines hash by their address: made one by one, its tasks would have
         another order in every run. So the first makes all of them, in the order of the list.
         """
+        if self._early is None:
+            self._early = {}
         task = self._early.pop(id(coro), None)
         if task is not None:
             return task
@@ -272,11 +269,13 @@ class SagaLoop(_Base):  # type: ignore[misc]
         parent = asyncio.current_task(self)
         if not isinstance(parent, _BodyTask):
             parent = self._root
-        if parent is None:
-            return self._make_task(coro, "", context)
+        assert parent is not None, "only a body, which runs in the root task, makes others"
         parent.children += 1
         path = f"{parent.path}.{parent.children}" if parent.path else str(parent.children)
-        return self._make_task(coro, path, context)
+        task = _BodyTask(coro, self, path, context)
+        self._children[task] = None
+        task.add_done_callback(self._forget)
+        return task
 
     def create_future(self) -> asyncio.Future[Any]:
         """A future of this loop."""
