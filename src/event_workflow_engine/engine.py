@@ -14,7 +14,7 @@ from event_workflow_engine.codecs import JSON, Codec
 from event_workflow_engine.commands import CommandBus
 from event_workflow_engine.config import EngineConfig
 from event_workflow_engine.context import leave_saga
-from event_workflow_engine.errors import EngineStateError, NotRegisteredError
+from event_workflow_engine.errors import DefinitionError, EngineStateError, NotRegisteredError
 from event_workflow_engine.event_bus import EventBus
 from event_workflow_engine.event_store import EventStore
 from event_workflow_engine.handle import SagaHandle
@@ -63,7 +63,7 @@ class WorkflowEngine:
         commands: The command bus.
 
     Raises:
-        DefinitionError: The URL is none that the library knows.
+        DefinitionError: The URL is none that the library knows, or an argument is of another kind.
 
     Example:
         >>> from event_workflow_engine import Saga, SagaStep, WorkflowEngine
@@ -86,6 +86,12 @@ class WorkflowEngine:
         config: EngineConfig = _DEFAULTS,
         clock: Clock | None = None,
     ) -> None:
+        if not isinstance(config, EngineConfig):
+            raise DefinitionError(f"WorkflowEngine(config={config!r}): an EngineConfig(…)")
+        if not isinstance(storage, str) and not hasattr(storage, "perform"):
+            raise DefinitionError(
+                f"WorkflowEngine({storage!r}): a URL such as 'sqlite:///orders.db', or an opened storage"
+            )
         self._owns_storage = isinstance(storage, str)
         self._storage: Storage = (
             open_storage(storage, auto_upgrade=config.auto_upgrade) if isinstance(storage, str) else storage
@@ -208,6 +214,8 @@ class WorkflowEngine:
         Raises:
             NotRegisteredError: It is not registered.
             SagaConflictError: The id belongs to another saga or input.
+            EncodeError: The input is no JSON, or not of the saga's type. Nothing was stored.
+            DefinitionError: It is no saga, or the id is no id.
             SagaFailedError: It ended as undone, failed or cancelled, or needs intervention.
         """
         resolved = self._definitions.resolve(saga)
@@ -244,6 +252,8 @@ class WorkflowEngine:
         Raises:
             NotRegisteredError: It is not registered.
             SagaConflictError: The id belongs to another saga or input.
+            EncodeError: The input is no JSON, or not of the saga's type. Nothing was stored.
+            DefinitionError: It is no saga, or the id is no id.
         """
         resolved = self._definitions.resolve(saga)
         saga_id = uuid7() if id is None else id

@@ -9,6 +9,7 @@ WorkflowError
 ├ EventIdConflictError        an event id is stored already, with other content
 ├ SagaConflictError           a saga id is in use by another saga or input
 ├ SagaNotFoundError           no saga has that id
+│ └ SagaEndedError            it has ended, so nobody hears what is sent to it
 ├ SagaFailedError             a saga did not end as done
 │ ├ SagaCancelledError
 │ └ SagaTimeoutError
@@ -59,6 +60,7 @@ __all__ = [
     "RowConflictError",
     "SagaCancelledError",
     "SagaConflictError",
+    "SagaEndedError",
     "SagaEvicted",
     "SagaFailedError",
     "SagaNotFoundError",
@@ -126,6 +128,10 @@ class SagaConflictError(WorkflowError):
 
 class SagaNotFoundError(WorkflowError):
     """No saga has that id in this store."""
+
+
+class SagaEndedError(SagaNotFoundError):
+    """No running saga has that id: it has ended, and nobody hears what is sent to it."""
 
 
 class SagaFailedError(WorkflowError):

@@ -269,6 +269,8 @@ class EventBus:
         """
         if type != "*" and not isinstance(type, _CLASS):
             raise DefinitionError(f"subscribe({type!r}, …): a class, or '*'")
+        if not callable(handler):
+            raise DefinitionError(f"subscribe(…, {handler!r}): the handler must be callable")
         if start not in ("beginning", "now"):
             raise DefinitionError(f"subscribe(start={start!r}): 'beginning' or 'now'")
         if durable is not None:

@@ -279,6 +279,9 @@ def event(name: str, *, version: int = 1) -> Callable[[C], C]:
     Raises:
         DefinitionError: The name or version is bad, or another class has the name.
     """
+    given: object = name
+    if isinstance(given, type):
+        raise DefinitionError(f'@event on {given.__qualname__} needs the name to store: @event("its-name")')
 
     def name_it(python_type: C) -> C:
         REGISTRY.register(name, version, python_type)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from event_workflow_engine import history as h
 from event_workflow_engine.clock import Duration, seconds
-from event_workflow_engine.errors import SagaNotFoundError
+from event_workflow_engine.errors import DecodeError, EncodeError, SagaEndedError, SagaNotFoundError
 from event_workflow_engine.inbox import send
 from event_workflow_engine.journal import saga_stream
 from event_workflow_engine.state_machine import WorkflowState
@@ -113,17 +114,24 @@ class SagaHandle(Generic[Out]):
             id: Sending again with the same id changes nothing.
 
         Raises:
-            SagaNotFoundError: There is no such saga, or it has ended.
-            EncodeError: The payload is no JSON.
+            SagaNotFoundError: There is no such saga; a `SagaEndedError` where it has ended.
+            EncodeError: The payload is no JSON, or not of the signal's type.
         """
         name = signal if isinstance(signal, str) else signal.name
-        data = h.Raw(self._host.codec.encode(payload, f"signal {name!r} to saga {self.id!r}"))
+        what = f"signal {name!r} to saga {self.id!r}"
+        data = h.Raw(self._host.codec.encode(payload, what))
+        if not isinstance(signal, str):
+            try:
+                self._host.codec.decode(data, signal.type, what)
+            except DecodeError as error:
+                raise EncodeError(f"{error}: nothing was sent") from None
         await send(self._host.storage, self.id, h.SignalSent(name, data), self._host.now(), id)
 
     async def cancel(self, reason: str = "") -> None:
         """Ask the saga to end: what it did is undone. Durable when it returns; `result` tells how it ended.
 
-        A saga that has ended, or is being undone, is left as it is.
+        A saga that has ended, or is being undone, is left as it is. One that stands at ``NEEDS_INTERVENTION`` before it
+        was being undone is undone without its body; what was under way there counts as unknown.
 
         Raises:
             SagaNotFoundError: There is no such saga.
@@ -139,7 +147,10 @@ class SagaHandle(Generic[Out]):
         await self._send(h.PauseSent())
 
     async def resume(self) -> None:
-        """Let a paused saga go on.
+        """Let a paused saga go on, or have one that stands at ``NEEDS_INTERVENTION`` tried again.
+
+        Of a saga that is being undone, the compensations that failed get one further attempt each; else its code is
+        replayed against its journal.
 
         Raises:
             SagaNotFoundError: There is no such saga.
@@ -147,11 +158,8 @@ class SagaHandle(Generic[Out]):
         await self._send(h.ResumeSent())
 
     async def _send(self, entry: h.InboxEntry) -> None:
-        try:
+        with suppress(SagaEndedError):
             await send(self._host.storage, self.id, entry, self._host.now())
-        except SagaNotFoundError:
-            if await self._host.storage.get("sagas", (self.id,)) is None:
-                raise
 
     async def history(self) -> Sequence[RecordedEvent[Any]]:
         """All that happened to the saga, as typed events (see `event_workflow_engine.history`).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from event_workflow_engine.errors import RowConflictError, SagaNotFoundError
+from event_workflow_engine.errors import RowConflictError, SagaEndedError, SagaNotFoundError
 from event_workflow_engine.history import InboxEntry, encode_facts
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import inbox_stream
@@ -29,7 +29,8 @@ async def send(storage: Storage, saga_id: str, entry: InboxEntry, now: int, entr
         entry_id: Unique; sending the same entry with it again changes nothing.
 
     Raises:
-        SagaNotFoundError: No such saga, or it has ended. Nothing was sent.
+        SagaNotFoundError: No such saga. Nothing was sent.
+        SagaEndedError: It has ended. Nothing was sent.
         EventIdConflictError: `entry_id` was used for something else.
     """
     unit_id = uuid7() if entry_id is None else f"{inbox_stream(saga_id)}:{entry_id}"
@@ -46,6 +47,6 @@ async def send(storage: Storage, saga_id: str, entry: InboxEntry, now: int, entr
         row = await storage.get("sagas", (saga_id,))
         if row is None:
             raise SagaNotFoundError(f"there is no saga {saga_id!r} in {storage.url}: nothing was sent") from None
-        raise SagaNotFoundError(
+        raise SagaEndedError(
             f"saga {saga_id!r} has ended as {row['state']}: nothing was sent, there is nobody to hear it"
         ) from None

@@ -108,9 +108,11 @@ class ProjectionManager:
         """Keep projections up to date from now on. Sync; before or after the engine is entered.
 
         Raises:
-            DefinitionError: Another projection has the name.
+            DefinitionError: It is no projection, or another one has the name.
         """
         for projection in projections:
+            if not isinstance(projection, Projection):
+                raise DefinitionError(f"register({projection!r}): a DocumentProjection or SqlProjection is needed")
             known = self._projections.get(projection.name)
             if known is projection:
                 continue

@@ -47,7 +47,13 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     max_interruptions: int = 5
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the types and ranges."""
+        for field in ("attempts", "factor", "jitter", "max_interruptions"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not (
+                isinstance(value, (int, float)) or (value is None and field == "attempts")
+            ):
+                raise DefinitionError(f"RetryPolicy({field}={value!r}): a number")
         if self.attempts is not None and self.attempts < 1:
             raise DefinitionError(f"RetryPolicy(attempts={self.attempts}): at least 1, or None for without end")
         # Written so that NaN fails too.

@@ -21,7 +21,16 @@ from event_workflow_engine import (
     step,
     wait_for_signal,
 )
-from event_workflow_engine.errors import OutsideSagaError, SagaCancelledError, SagaTimeoutError, SignalTimeoutError
+from event_workflow_engine.errors import (
+    DecodeError,
+    EncodeError,
+    OutsideSagaError,
+    SagaCancelledError,
+    SagaEndedError,
+    SagaNotFoundError,
+    SagaTimeoutError,
+    SignalTimeoutError,
+)
 
 if TYPE_CHECKING:
     from tests.rules.conftest import Lab
@@ -238,3 +247,65 @@ async def test_outside_of_a_saga_its_context_is_a_typed_error(lab: Lab) -> None:
     async with lab.engine(nested) as engine:
         with pytest.raises(SagaFailedError, match="outside of the body"):
             await engine.execute(nested)
+
+
+async def test_a_payload_that_does_not_fit_is_refused_where_the_sender_names_the_type(lab: Lab) -> None:
+    @saga("listener")
+    async def listener() -> str:
+        return await wait_for_signal(GO)
+
+    async with lab.engine(listener) as engine:
+        handle = await engine.start(listener, id="l-1")
+        with pytest.raises(EncodeError, match=r"'l-1'.*nothing was sent"):
+            await handle.signal(GO, 5)  # type: ignore[arg-type]
+        await handle.signal(GO, "hello")
+        assert await handle.result() == "hello"
+
+
+async def test_a_payload_that_does_not_fit_is_raised_in_the_body_which_may_wait_again(lab: Lab) -> None:
+    @saga("listener")
+    async def listener() -> str:
+        try:
+            return await wait_for_signal(GO)
+        except DecodeError as error:
+            return f"{error.__class__.__name__}, then {await wait_for_signal(GO)}"
+
+    async with lab.doomed(listener) as engine:
+        handle = await engine.start(listener, id="l-1")
+        await handle.signal("go", 5)
+        await lab.until_fact(engine, "l-1", "signal-received")
+    async with lab.engine(listener) as engine:
+        handle = engine.handle("l-1", listener)
+        await handle.signal("go", "hello")
+        assert await handle.result() == "DecodeError, then hello"
+
+
+async def test_a_body_that_does_not_catch_a_payload_that_does_not_fit_is_undone(lab: Lab) -> None:
+    LOG.clear()
+
+    @saga("listener")
+    async def listener() -> str:
+        await step(book, "flight", compensation=unbook)
+        return await wait_for_signal(GO)
+
+    async with lab.engine(listener) as engine:
+        handle = await engine.start(listener, id="l-1")
+        await handle.signal("go", 5)
+        with pytest.raises(SagaFailedError, match="signal 'go'") as failure:
+            await handle.result()
+    assert (failure.value.status, LOG) == (WorkflowState.COMPENSATED, ["book flight", "unbook flight"])
+
+
+async def test_who_speaks_to_a_saga_that_has_ended_is_told_so(lab: Lab) -> None:
+    @saga("quick")
+    async def quick() -> str:
+        return "done"
+
+    async with lab.engine(quick) as engine:
+        await engine.execute(quick, id="q-1")
+        handle = engine.handle("q-1")
+        with pytest.raises(SagaEndedError, match="'q-1' has ended as COMPLETED"):
+            await handle.signal("go", "hello")
+        await handle.cancel()
+        with pytest.raises(SagaNotFoundError, match="'nobody'"):
+            await engine.handle("nobody").cancel()

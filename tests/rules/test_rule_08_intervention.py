@@ -69,3 +69,67 @@ async def test_rule_08_a_compensation_is_retried_by_its_own_policy(lab: Lab) -> 
         with pytest.raises(SagaFailedError) as failure:
             await engine.execute(saga)
     assert (calls, failure.value.status) == (3, WorkflowState.COMPENSATED)
+
+
+async def test_rule_08_a_standing_rollback_goes_on_when_it_is_resumed(lab: Lab) -> None:
+    log: list[str] = []
+    closed = True
+
+    async def act() -> None: ...
+
+    async def refuse() -> None:
+        raise ValueError("no")
+
+    async def undo_first() -> None:
+        log.append("first")
+
+    async def undo_second() -> None:
+        log.append("second")
+        if closed:
+            raise RuntimeError("the bank is closed")
+
+    saga = Saga(
+        "s",
+        [
+            SagaStep("first", act, undo_first),
+            SagaStep("second", act, undo_second, compensation_retry=TWICE),
+            SagaStep("refuse", refuse),
+        ],
+        sequential=True,
+    )
+    async with lab.engine(saga) as engine:
+        handle = await engine.start(saga, id="s-1")
+        with pytest.raises(SagaFailedError, match="the bank is closed"):
+            await handle.result()
+        await handle.resume()
+        await lab.until_fact(engine, "s-1", "intervention-needed", 2)
+        assert log == ["second"] * 3, "one further attempt for each resume, and what lies behind it still waits"
+        closed = False
+        await handle.resume()
+        await lab.until_fact(engine, "s-1", "saga-compensated")
+        with pytest.raises(SagaFailedError) as failure:
+            await handle.result()
+        history = await handle.history()
+    assert failure.value.status is WorkflowState.COMPENSATED
+    assert failure.value.report.compensated == ("second", "first")
+    assert log == ["second"] * 4 + ["first"]
+    assert [event.data.verb for event in history if event.type == "intervention-made"] == ["retry", "retry"]
+
+
+async def test_rule_08_a_cancel_changes_nothing_once_the_saga_is_being_undone(lab: Lab) -> None:
+    async def act() -> None:
+        raise ConnectionResetError
+
+    async def undo() -> None:
+        raise RuntimeError("the bank is closed")
+
+    saga = Saga("s", [SagaStep("act", act, undo, compensation_retry=RetryPolicy(attempts=1))])
+    async with lab.engine(saga) as engine:
+        handle = await engine.start(saga, id="s-1")
+        with pytest.raises(SagaFailedError, match="the bank is closed"):
+            await handle.result()
+        before = await lab.facts(engine, "s-1")
+        await handle.cancel("enough")
+    async with lab.engine(saga) as engine:
+        assert await engine.handle("s-1").status() is WorkflowState.NEEDS_INTERVENTION
+        assert await lab.facts(engine, "s-1") == before

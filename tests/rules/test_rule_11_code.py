@@ -9,6 +9,7 @@ import pytest
 
 from event_workflow_engine import (
     CompensationContext,
+    Outcome,
     Saga,
     SagaFailedError,
     SagaStep,
@@ -33,6 +34,13 @@ async def book(what: str) -> str:
 
 
 async def unbook(ctx: CompensationContext[None, str]) -> None: ...
+
+
+UNDONE: list[tuple[Outcome, str | None]] = []
+
+
+async def note_undone(ctx: CompensationContext[None, str]) -> None:
+    UNDONE.append((ctx.outcome, ctx.result))
 
 
 def trip_of(body: Callable[[], Awaitable[str]], version: int = 1) -> Saga[None, str]:
@@ -89,6 +97,42 @@ async def test_rule_11_code_that_still_does_not_match_leaves_the_journal_as_it_w
                 await engine.handle("t-1", changed).result()
             lengths.append(len(await lab.facts(engine, "t-1")))
     assert len(set(lengths)) == 1
+
+
+async def test_rule_11_a_saga_that_stands_can_be_cancelled_and_is_undone_without_its_body(lab: Lab) -> None:
+    acting = asyncio.Event()
+
+    async def pay() -> str:
+        acting.set()
+        await asyncio.Event().wait()
+        return "paid"
+
+    def version(name: str) -> Saga[None, str]:
+        async def trip() -> str:
+            await step(book, "seat 7", name=name, compensation=note_undone)
+            return await step(pay, compensation=note_undone)
+
+        return saga("trip")(trip)
+
+    UNDONE.clear()
+
+    begun = version("reserve")
+    async with lab.doomed(begun) as engine:
+        await engine.start(begun, id="t-1")
+        await acting.wait()
+    async with lab.engine(version("book")) as engine:
+        handle = engine.handle("t-1")
+        with pytest.raises(SagaFailedError, match="'reserve'"):
+            await handle.result()
+        await handle.cancel("the code is gone")
+        await lab.until_fact(engine, "t-1", "saga-compensated")
+        with pytest.raises(SagaFailedError) as failure:
+            await handle.result()
+        history = await handle.history()
+    assert UNDONE == [(Outcome.UNKNOWN, None), (Outcome.SUCCEEDED, "seat 7")]
+    assert failure.value.status is WorkflowState.COMPENSATED
+    (made,) = [event.data for event in history if event.type == "intervention-made"]
+    assert (made.verb, made.why) == ("cancel", "the code is gone")
 
 
 async def test_rule_11_old_versions_stay_registered_beside_new_ones(lab: Lab) -> None:

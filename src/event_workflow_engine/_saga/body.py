@@ -187,7 +187,8 @@ def wait_for_signal(signal: Signal[Any] | str, /, *, timeout: Duration | None = 
         timeout: How long; seconds or timedelta. Default without end.
 
     Returns:
-        A coroutine for the payload; it raises `SignalTimeoutError` where none came in time.
+        A coroutine for the payload; it raises `SignalTimeoutError` where none came in time, and `DecodeError` where one
+        came whose payload is not of the signal's type. That one is used up: a body that catches it may wait again.
 
     Raises:
         OutsideSagaError: Not called in the body of a saga function.

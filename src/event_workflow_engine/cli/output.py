@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import unicodedata
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ _STATE_STYLES: Final = {
     "PAUSED": "blue",
     "RUNNING": "cyan",
 }
+_ENDLESS: Final = 100_000  # columns
 _UNSEEN: Final = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories that steer a terminal or turn text around: control, format, surrogate, line and paragraph."""
 
@@ -75,8 +77,12 @@ def state_cell(state: object) -> Text:
 
 
 def console() -> Console:
-    """Standard output. Markup, emoji codes and highlighting are off: stored text is never read as any of them."""
-    return Console(markup=False, emoji=False, highlight=False)
+    """Standard output. Markup, emoji codes and highlighting are off: stored text is never read as any of them.
+
+    Where it is no terminal, lines are as long as they need be: what reads them looks for whole ids and states.
+    """
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _ENDLESS
+    return Console(markup=False, emoji=False, highlight=False, width=width)
 
 
 def table(*columns: str, numbers: Iterable[str] = ()) -> Table:

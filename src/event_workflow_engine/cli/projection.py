@@ -1,6 +1,7 @@
 """`ewe projection`: read models, how far they are, and building one anew."""
 
 import asyncio
+import logging
 import os
 import pkgutil
 import sys
@@ -86,6 +87,8 @@ async def rebuild(  # noqa: D417 - shared options tell of themselves
     async with storage:
         if await storage.get("projections", (name,)) is None:
             raise NotRegisteredError(f"there is no projection {name!r} in {common.url}: see ewe projection ls")
+        # Tasks that are due stay with workers that have their code; that this process has none is no news.
+        logging.getLogger("event_workflow_engine.scheduler").setLevel(logging.ERROR)
         engine = WorkflowEngine(storage)
         engine.projections.register(projection)
         async with engine:

@@ -155,6 +155,22 @@ async def cancel(id: Id, /, *, reason: str = "", common: Common = COMMON) -> Non
     await _send(id, h.CancelSent(reason), common, {"id": id, "cancel": reason, "sent": True}, "cancel requested")
 
 
+@app.command(name="pause")
+async def pause(id: Id, /, *, reason: str = "", common: Common = COMMON) -> None:  # noqa: D417, A002 - what it is
+    """Let a saga start nothing new until it is resumed; what runs may end.
+
+    Args:
+        reason: Why; it is kept in the saga's history.
+    """
+    await _send(id, h.PauseSent(reason), common, {"id": id, "pause": reason, "sent": True}, "pause requested")
+
+
+@app.command(name="resume")
+async def resume(id: Id, /, *, common: Common = COMMON) -> None:  # noqa: A002 - what it is
+    """Let a paused saga go on, or have one that NEEDS_INTERVENTION tried again."""
+    await _send(id, h.ResumeSent(), common, {"id": id, "resume": True, "sent": True}, "resume requested")
+
+
 async def _send(saga_id: str, entry: h.InboxEntry, common: Common, done: dict[str, Any], said: str) -> None:
     async with opened(common.url) as storage:
         await send(storage, saga_id, entry, time.time_ns() // 1000)

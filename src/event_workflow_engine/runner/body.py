@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from event_workflow_engine import history as h
 from event_workflow_engine.context import RUNTIME, StepResults
 from event_workflow_engine.errors import (
-    DecodeError,
     DefinitionError,
     NonDeterminismError,
     SagaEvicted,
@@ -231,10 +230,7 @@ class BodyScript:
         return self._decode_signal(name, kind, payload)
 
     def _decode_signal(self, name: str, kind: Any, payload: h.Raw) -> Any:
-        try:
-            return self._codec.decode(payload, kind, f"signal {name!r}")
-        except DecodeError as error:
-            raise NonDeterminismError(str(error)) from error
+        return self._codec.decode(payload, kind, f"signal {name!r} to saga {self._saga.name!r}")
 
     def run_saga(self, saga: Any, input: Any, saga_id: str | None) -> Coroutine[Any, Any, Any]:  # noqa: A002
         """See `Runtime.run_saga`."""

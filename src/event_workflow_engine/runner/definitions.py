@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from event_workflow_engine.errors import DefinitionError, NotRegisteredError
 from event_workflow_engine.planner import Dag
-
-if TYPE_CHECKING:
-    from event_workflow_engine.saga import Saga
+from event_workflow_engine.saga import Saga
 
 __all__ = ["Definitions"]
 
@@ -29,8 +27,9 @@ class Definitions:
         """Register a saga; whether it was new.
 
         Raises:
-            DefinitionError: Another saga has the name and version.
+            DefinitionError: It is no saga, or another one has the name and version.
         """
+        _check_saga(saga)
         key = saga.name, saga.version
         known = self._sagas.get(key)
         if known is saga:
@@ -51,6 +50,7 @@ class Definitions:
 
         Raises:
             NotRegisteredError: It is not registered.
+            DefinitionError: It is neither a saga nor a name.
         """
         if isinstance(saga, str):
             version = self._newest.get(saga)
@@ -60,6 +60,7 @@ class Definitions:
                     f"no saga {saga!r} is registered (known: {known}): call engine.register(…) first"
                 )
             return self._sagas[saga, version]
+        _check_saga(saga)
         if self._sagas.get((saga.name, saga.version)) is not saga:
             raise NotRegisteredError(
                 f"saga {saga.name!r} version {saga.version} is not registered with this engine: call "
@@ -78,3 +79,9 @@ class Definitions:
     def __len__(self) -> int:
         """How many versions are registered."""
         return len(self._sagas)
+
+
+def _check_saga(given: object) -> None:
+    if not isinstance(given, Saga):
+        remedy = 'decorate it with @saga("its-name")' if callable(given) else "make it by Saga(name, steps)"
+        raise DefinitionError(f"{given!r} is no saga: {remedy}")

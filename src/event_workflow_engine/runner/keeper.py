@@ -8,13 +8,14 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine import history as h
-from event_workflow_engine.callables import CallInfo
+from event_workflow_engine.callables import CallInfo, called
 from event_workflow_engine.clock import seconds
 from event_workflow_engine.codecs import digest
 from event_workflow_engine.context import StepResults, present_saga
 from event_workflow_engine.errors import (
     DecodeError,
     DefinitionError,
+    EncodeError,
     EngineStateError,
     OwnershipLostError,
     RowConflictError,
@@ -156,7 +157,7 @@ class SagaKeeper:
 
         Raises:
             SagaConflictError: The id is another saga's, or this one's with another input.
-            EncodeError: The input is no JSON.
+            EncodeError: The input is no JSON, or not of the saga's type.
         """
         kit = self.kit
         if not self._accepting:
@@ -166,7 +167,14 @@ class SagaKeeper:
         data = kit.codec.encode(value, what)
         if saga.fn is not None and not saga.takes_input and value is not None:
             raise DefinitionError(f"saga {saga.name!r} takes no input")
-        typed = kit.codec.decode(data, saga.input_type or Any, what)
+        try:
+            typed = kit.codec.decode(data, saga.input_type or Any, what)
+        except DecodeError as error:
+            given = "none was given" if value is None else str(error)
+            raise EncodeError(
+                f"saga {saga.name!r} {saga_id!r} needs an input of type {called(saga.input_type)}: {given}; "
+                "nothing was stored"
+            ) from error
         now = kit.now()
         around = present_saga()
         started = h.SagaStarted(
@@ -435,9 +443,19 @@ class SagaKeeper:
             by_stream[record.stream].append(record)
         for row in rows:
             saga_id = row["id"]
-            await self._locks.acquire(saga_id)
             journal, inbox = by_stream[saga_stream(saga_id)], by_stream[inbox_stream(saga_id)]
-            self._resume_one(row, journal, inbox, retry_code=retry_code)
+            if self._locks.held(saga_id):
+                # Code of its former life has not ended; the others do not wait for that.
+                self.spawn(self._resume_when_free(row, journal, inbox, retry_code=retry_code))
+            else:
+                await self._locks.acquire(saga_id)
+                self._resume_one(row, journal, inbox, retry_code=retry_code)
+
+    async def _resume_when_free(
+        self, row: dict[str, Any], journal: Sequence[Record], inbox: Sequence[Record], *, retry_code: bool
+    ) -> None:
+        await self._locks.acquire(row["id"])
+        self._resume_one(row, journal, inbox, retry_code=retry_code)
 
     def _resume_one(
         self, row: dict[str, Any], journal: Sequence[Record], inbox: Sequence[Record], *, retry_code: bool
@@ -465,6 +483,6 @@ def _id_values(saga: Saga[Any, Any], input_hash: str, now: int) -> dict[str, Any
     return {"saga": saga.name, "input_hash": input_hash, "expires_at": now + _ID_LIFETIME}
 
 
-def _check_id(saga_id: str) -> None:
-    if not saga_id or len(saga_id) > _MAX_ID or not saga_id.isprintable():
-        raise DefinitionError(f"saga id {saga_id[:50]!r}: 1 to {_MAX_ID} printable characters")
+def _check_id(saga_id: object) -> None:
+    if not isinstance(saga_id, str) or not saga_id or len(saga_id) > _MAX_ID or not saga_id.isprintable():
+        raise DefinitionError(f"saga id {str(saga_id)[:50]!r}: a string of 1 to {_MAX_ID} printable characters")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from event_workflow_engine import history as h
 from event_workflow_engine.errors import DecodeError, NonDeterminismError, WorkflowError
@@ -56,38 +56,90 @@ def resume(
     if state.ended:
         run.flush()
         return
-    if state.state is WorkflowState.NEEDS_INTERVENTION:
-        if not retry_code or state.intervention is None or state.intervention.kind not in _CODE_KINDS:
+    stands = state.intervention
+    decision = None if stands is None else _decision(run, stands, inbox, retry_code=retry_code)
+    if stands is not None:
+        if decision is None:
             run.flush()
             return
-        back_to = state.intervention.state
-        run.emit(h.InterventionMade("retry", "engine", "code was registered that may match", back_to))
+        run.emit(h.InterventionMade(decision.verb, decision.who, decision.why, stands.state))
     try:
-        _go_on(run, facts)
+        if decision is not None and decision.verb == "cancel":
+            _undo(run, decision)
+        else:
+            _go_on(run, facts, again=decision is not None)
         if state.state is not WorkflowState.NEEDS_INTERVENTION:
             run.mail.receive(inbox)
     except (NonDeterminismError, DecodeError) as error:
         run.needs_intervention("decode" if isinstance(error, DecodeError) else "nondeterminism", error, None)
-    if state.state is WorkflowState.NEEDS_INTERVENTION and retry_code:
-        run.forget()  # the code does not match: it stands as it stood, and nothing is written
+    if state.state is WorkflowState.NEEDS_INTERVENTION and decision is not None:
+        run.forget()  # that did not help: it stands as it stood, and nothing is written
     run.flush()
 
 
-def _go_on(run: SagaRun, facts: list[Any]) -> None:
-    journal, started = run.journal, run.journal.started
+class _Decision(NamedTuple):
+    """What is to be done about a saga that stands, who says so, and up to where the inbox was read for it."""
+
+    verb: str
+    who: str
+    why: str
+    cursor: int = 0
+
+
+def _decision(
+    run: SagaRun, stands: h.InterventionNeeded, inbox: Sequence[Record], *, retry_code: bool
+) -> _Decision | None:
+    for record in inbox:
+        if record.version > run.pen.seen:
+            for entry in h.decode_facts(record.data):
+                if isinstance(entry, h.CancelSent) and not run.journal.failing:
+                    return _Decision("cancel", "operator", entry.reason, record.version)
+                if isinstance(entry, h.ResumeSent):
+                    return _Decision("retry", "operator", "")
+    if retry_code and stands.kind in _CODE_KINDS:
+        return _Decision("retry", "engine", "code was registered that may match")
+    return None
+
+
+def _set_up(run: SagaRun) -> None:
+    started = run.journal.started
     assert started is not None, "checked by the caller"
     value = None
     if run.saga.fn is None or run.saga.takes_input:
         what = f"input of saga {run.saga_id!r}"
         value = run.kit.codec.decode(started.input, run.saga.input_type or Any, what)
     run.set_up(started, value)
+
+
+def _set_up_without_script(run: SagaRun) -> None:
+    """For the rollback, which never replays the body."""
+    _set_up(run)
+    _remember_results(run)
+    run.close_script()
+
+
+def _undo(run: SagaRun, decision: _Decision) -> None:
+    """Undo a saga that stands in its forward half; what was under way there is not known to have happened or not."""
+    run.emit(h.CancelRequested(decision.why, decision.cursor))
+    run.pen.seen = decision.cursor
+    _set_up_without_script(run)
+    why = "the saga was cancelled while it stood"
+    for state in [state for state in run.journal.steps.values() if not state.settled]:
+        certain = state.status == "waiting" and state.waits_after == "failed"
+        kind = h.StepFailed if certain else h.StepUnknown
+        run.emit(kind(state.step, state.error_type or "Interrupted", state.message or why, state.attempt))
+    run.cancel()
+
+
+def _go_on(run: SagaRun, facts: list[Any], *, again: bool) -> None:
+    journal = run.journal
     if journal.failing:
-        _remember_results(run)
-        run.close_script()
+        _set_up_without_script(run)
         run.doom_from_journal()
         if not run.paused:
-            run.rollback.go_on()
+            run.rollback.go_on(again=again)
         return
+    _set_up(run)
     _replay(run, facts)
     if journal.state is WorkflowState.NEEDS_INTERVENTION:
         return

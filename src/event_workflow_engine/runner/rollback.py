@@ -62,8 +62,12 @@ class Rollback:
         if plan.plan:
             self.go_on()
 
-    def go_on(self) -> None:
-        """Start what the plan allows now; after a restart, go on where the journal ends."""
+    def go_on(self, *, again: bool = False) -> None:
+        """Start what the plan allows now; after a restart, go on where the journal ends.
+
+        Args:
+            again: Somebody decided that what has failed for good is tried once more.
+        """
         run = self._run
         plan = run.journal.plan
         assert plan is not None, "the plan is an event before it runs"
@@ -75,7 +79,9 @@ class Rollback:
             if run.journal.compensations[step].status == "planned":
                 self._start(step, 1)
         for step, state in run.journal.compensations.items():
-            if state.status == "started" and step not in self.starting:
+            if state.status == "failed" and again:
+                self._start(step, state.attempt + 1)
+            elif state.status == "started" and step not in self.starting:
                 # Its start is on disk and its end is not: it runs again as the same attempt.
                 self.starting.append(step)
         self._conclude()

@@ -213,6 +213,13 @@ class SagaRun:
         if failure is not None:
             self.doom = Fail(failure.error_type, failure.message, failure.failed_step, failure.kind)
 
+    def cancel(self) -> None:
+        """Undo it, as somebody decided; nothing of it runs, and every step has settled."""
+        requested = self.journal.cancel_requested
+        reason = requested.reason if requested is not None else ""
+        self.doom = Fail("SagaCancelled", reason or "cancelled", None, "cancelled")
+        self.rollback.begin()
+
     def forget(self) -> None:
         """Drop what has come up and is not on its way to disk."""
         self._facts.clear()

@@ -74,6 +74,23 @@ def test_a_cancelled_saga_is_undone_and_keeps_the_reason(empty: Ewe) -> None:
     assert reasons == ["changed my mind"]
 
 
+@pytest.mark.timeout(60)
+def test_a_paused_saga_goes_on_when_it_is_resumed(empty: Ewe) -> None:
+    with empty.worker():
+        empty.start("w-1")
+        watcher = empty.popen("run", "watch", "w-1", "--json")
+        assert watcher.stdout is not None
+        seen = []
+        for said, awaited in (("pause", "saga-paused"), ("resume", "saga-resumed")):
+            while "step-succeeded" not in seen:
+                seen.append(json.loads(watcher.stdout.readline())["type"])
+            assert empty.json("run", said, "w-1")["sent"] is True
+            while awaited not in seen:
+                seen.append(json.loads(watcher.stdout.readline())["type"])
+        empty.json("run", "signal", "w-1", "go", '"ahead"')
+        assert finished(watcher)[-1]["type"] == "saga-completed"
+
+
 def test_a_signal_waits_in_the_store_where_no_worker_runs(ewe: Ewe) -> None:
     assert ewe("run", "signal", "w-1", "go", '{"a": [1, null]}').code == 0
     (entry,) = ewe.json("stream", "show", "inbox-w-1")["events"]

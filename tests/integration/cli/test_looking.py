@@ -175,3 +175,11 @@ def test_stored_text_reaches_no_terminal_as_it_is(ewe: Ewe) -> None:
     assert ewe.json("stream", "show", "nasty-1")["events"][0]["data"]["text"] == nasty
     error = ewe("run", "show", nasty).err
     assert error.removesuffix("\n").isprintable()
+
+
+def test_what_goes_into_a_pipe_is_not_folded(ewe: Ewe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    long = "w-" + "1" * 150
+    ewe.start(long)
+    lines = [line for line in ewe("run", "list").out.splitlines() if long in line]
+    assert ["PENDING" in line for line in lines] == [True]

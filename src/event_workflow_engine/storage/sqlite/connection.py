@@ -115,4 +115,5 @@ def use_wal(connection: sqlite3.Connection, path: str) -> None:
 
 def _uri(path: str, mode: str) -> str:
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    return f"file:{quoted}?mode={mode}"
+    # Two leading slashes would make a host's name of what follows them.
+    return f"file:{'//' if quoted.startswith('//') else ''}{quoted}?mode={mode}"
