@@ -10,6 +10,7 @@ import functools
 import inspect
 import typing
 from asyncio import Future, Task
+from contextlib import suppress
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -155,12 +156,21 @@ def _parameters(fn: Any, bound: int, keywords: tuple[str, ...]) -> tuple[list[in
     return positional, tuple(needed)
 
 
+def _closed_over(fn: FunctionType) -> dict[str, Any]:
+    """What a closure sees by name; names that are bound only later are not there yet."""
+    found = {}
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        with suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found
+
+
 def _resolve(fn: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """`fn`'s annotations by parameter, and why others cannot be resolved."""
     if isinstance(fn, type):
         return {}, {}
     # A class that is local to a function is found where the function's own code mentions it.
-    local = dict(inspect.getclosurevars(fn).nonlocals) if isinstance(fn, FunctionType) and fn.__closure__ else None
+    local = _closed_over(fn) if isinstance(fn, FunctionType) and fn.__closure__ else None
     try:
         return typing.get_type_hints(fn, localns=local, include_extras=True), {}
     except Exception:  # noqa: BLE001 - an annotation may be any expression, and raise anything

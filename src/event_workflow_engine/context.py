@@ -80,6 +80,9 @@ class StepResults(Mapping[str, Any]):
             KeyError: No such step, it has no result (yet), or the action is used by more than one step.
         """
         if isinstance(key, str):
+            if key not in self._by_name:
+                known = ", ".join(map(repr, self._by_name)) or "none yet"
+                raise KeyError(f"no step {key!r} has a result; those that have: {known}")
             return self._by_name[key]
         try:
             name = self._by_action[key]
@@ -159,6 +162,11 @@ class StepContext(Generic[In_co]):
     def saga_id(self) -> str:
         """The saga's id."""
         return self._saga.saga_id
+
+    @property
+    def step(self) -> str:
+        """The step's identity in its saga."""
+        return self._step
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

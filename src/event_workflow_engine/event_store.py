@@ -30,7 +30,7 @@ from event_workflow_engine.serialization import (
 from event_workflow_engine.storage.port import ANY_VERSION, STREAM_EXISTS, Append, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from event_workflow_engine.snapshots import SnapshotManager
     from event_workflow_engine.storage.port import NewRecord, Record, Row, Storage, Written
@@ -71,6 +71,7 @@ class EventStore:
         storage: The storage.
         serializer: Turns records into events; for services that read the storage themselves.
         snapshots: Where `replay` begins; set by the last `SnapshotManager` made for this store.
+        before_strict: Awaited before each strict append; set by a `ProjectionManager` that has begun.
 
     Example:
         >>> from dataclasses import dataclass
@@ -96,6 +97,7 @@ class EventStore:
         self.codec: Codec = JSON if codec is None else codec
         self.clock: Clock = SystemClock() if clock is None else clock
         self.serializer = EventSerializer(self.codec)
+        self.before_strict: Callable[[], Awaitable[None]] | None = None
         # The system's clock is asked for the number itself: an event's time costs a tenth so.
         self._system_time = type(self.clock) is SystemClock
         self.snapshots: SnapshotManager | None = None
@@ -145,6 +147,8 @@ class EventStore:
 
     async def write(self, unit: Unit) -> Appended:
         """Write what `unit` made."""
+        if unit.strict and self.before_strict is not None:
+            await self.before_strict()
         written = await self.storage.write(unit)
         landed = written.appended[0]
         if landed.count == 1:

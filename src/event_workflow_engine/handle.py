@@ -86,7 +86,14 @@ class SagaHandle(Generic[Out]):
         waiting = self._host.wait_for_end(self.id, self._saga)
         if timeout is None:
             return await waiting  # type: ignore[no-any-return]
-        return await asyncio.wait_for(waiting, seconds(timeout))
+        limit = asyncio.timeout(seconds(timeout))
+        try:
+            async with limit:
+                return await waiting  # type: ignore[no-any-return]
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"saga {self.id!r} has not ended within {seconds(timeout):g} s; it goes on") from None
 
     async def status(self) -> WorkflowState:
         """The saga's state. One that sleeps or waits is ``RUNNING``.

@@ -97,10 +97,17 @@ class ProjectionManager:
         self._started = True
         for projection in self._projections.values():
             self._run(projection)
+        self._store.before_strict = self._inline_in_force
+
+    async def _inline_in_force(self) -> None:
+        """Wait until every inline projection is folded inside the commits."""
+        for runner in tuple(self._runners.values()):
+            await runner.ready()
 
     async def stop(self) -> None:
         """Feed no more, and let other workers go on."""
         self._started = False
+        self._store.before_strict = None
         runners, self._runners = list(self._runners.values()), {}
         await asyncio.gather(*(runner.stop() for runner in runners))
 
@@ -142,6 +149,8 @@ class ProjectionManager:
         return runner
 
     def _known(self, projection: Projection) -> None:
+        if not isinstance(projection, Projection):
+            raise DefinitionError(f"{projection!r} is no projection: give the projection itself, not its name")
         if self._projections.get(projection.name) is not projection:
             raise NotRegisteredError(
                 f"projection {projection.name!r} is not registered here: call projections.register(…) first"
@@ -155,6 +164,7 @@ class ProjectionManager:
         Raises:
             NotRegisteredError: The projection is not registered here.
         """
+        self._known(projection)
         if projection.mode == "live":
             return (await self._folded(projection, key)).get(key)
         generation = await self._generation(projection)

@@ -395,3 +395,13 @@ def test_find_named_asks_nothing_but_functions():
     lazy = Lazy()
     assert find_named("shop:undo", {"lazy": lazy, "undo": lazy}) is None
     assert find_named("shop:undo.deeper", {"undo": lazy}) is None
+
+
+def test_a_closure_over_a_name_that_is_bound_later_can_be_looked_at() -> None:
+    async def act() -> int:
+        return later
+
+    info = call_info(act)
+    later = 1
+    assert (info.is_async, info.result_type) == (True, int)
+    assert later == 1

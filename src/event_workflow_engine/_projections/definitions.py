@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
 from zlib import crc32
 
+from event_workflow_engine.callables import call_info, called
 from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.events import REGISTRY
 
@@ -125,6 +126,8 @@ class DocumentProjection(Projection, Generic[D]):
         """
 
         def register(fold: Callable[[D | None, E], D | None]) -> Callable[[D | None, E], D | None]:
+            if call_info(fold).is_async:
+                raise DefinitionError(f"projection {self.name!r}: the fold {called(fold)} is async: write it as a def")
             self._add(type, fold, key)
             return fold
 
@@ -177,6 +180,10 @@ class SqlProjection(Projection):
         def register(
             handler: Callable[[Transaction, E], Awaitable[None]],
         ) -> Callable[[Transaction, E], Awaitable[None]]:
+            if not call_info(handler).is_async:
+                raise DefinitionError(
+                    f"projection {self.name!r}: the handler {called(handler)} is not async: write it as an async def"
+                )
             self._add(type, handler, key)
             return handler
 

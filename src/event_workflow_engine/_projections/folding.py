@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine.codecs import JSON
 from event_workflow_engine.errors import DecodeError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Record
 
 __all__ = ["Change", "Documents", "Folding", "changes_of", "last_values", "matching", "mended", "parked_rows"]
+
+_log: Final = logging.getLogger("event_workflow_engine.projections")
 
 
 def matching(records: Iterable[Record], names: Collection[str]) -> Iterable[Record]:
@@ -242,5 +245,9 @@ def parked_rows(name: str, generation: int, change: Change, error: Exception | N
     rows = [Row("parked_events", "upsert", (name, generation, change.key, change.record.position))]
     if error is not None:
         text = f"{type(error).__name__}: {error} (event {change.record.id} at position {change.record.position})"
+        _log.warning(
+            "projection %s parks key %r and its events from here on, until retry_parked(): %s raised %s",
+            name, change.key, change.record.type, text, exc_info=error,
+        )  # fmt: skip
         rows.append(Row("parked_keys", "upsert", (name, generation, change.key), {"error": text, "parked_at": now}))
     return rows

@@ -63,10 +63,12 @@ class InlineDocuments:
                 continue
             live = rows.get("projections", (name,))
             if live is None or live["inline_from"] is None:
+                _check_may_miss(unit, name)
                 continue
             if name in self._trusted and live["version"] == folding.projection.version:
                 written += self._fold(folding, live["generation"], unit, singles, rows)
             else:
+                _check_may_miss(unit, name)
                 written.append(Row("projections", "update", (name,), {"inline_from": None}))
         return written
 
@@ -99,3 +101,11 @@ class InlineDocuments:
             **last_values(singles[-1]),
         }
         return [*documents.rows(generation, unit.at), Row("checkpoints", "upsert", (checkpoint,), values)]
+
+
+def _check_may_miss(unit: Unit, name: str) -> None:
+    if unit.strict:
+        raise WorkflowError(
+            f"inline projection {name!r} has still to catch up with the log, so it cannot be strict about this append; "
+            "nothing was appended: append again when `wait_for` says that it is level"
+        )

@@ -216,7 +216,9 @@ def run_saga(
 ) -> Coroutine[Any, Any, Any]:
     """Run a child saga to its end, durably.
 
-    In the body of a saga function only.
+    In the body of a saga function only. The child is a saga of its own: one that fails undoes itself and raises here,
+    one that has completed stays done even where its parent is undone later. What must be undone together belongs into
+    one saga.
 
     Args:
         saga: A registered `Saga`.

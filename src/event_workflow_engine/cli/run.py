@@ -115,7 +115,7 @@ async def show(id: Id, /, *, common: Common = COMMON) -> None:  # noqa: A002 - w
 
 @app.command(name="watch")
 async def watch(id: Id, /, *, common: Common = COMMON) -> None:  # noqa: A002 - what it is
-    """Follow a saga's history until it has ended."""
+    """Follow a saga's history until it has ended, or stands and needs a decision."""
     async with opened(common.url) as storage:
         store = EventStore(storage)
         began = (await _row(storage, id))["started_at"]
@@ -127,11 +127,13 @@ async def watch(id: Id, /, *, common: Common = COMMON) -> None:  # noqa: A002 - 
                 async for event in store.read(saga_stream(id), after=seen):
                     _tell(event, began, as_json=common.as_json)
                     seen = event.version
-                if row["ended_at"] is not None:
+                stands = row["state"] == WorkflowState.NEEDS_INTERVENTION.value
+                if row["ended_at"] is not None or stands:
                     break
                 await bell.wait()
     if not common.as_json:
-        console().print(Text.assemble("saga ", cell(id, "bold"), " has ended: ", state_cell(row["state"])))
+        said = " stands: " if stands else " has ended: "
+        console().print(Text.assemble("saga ", cell(id, "bold"), said, state_cell(row["state"])))
 
 
 @app.command(name="signal")

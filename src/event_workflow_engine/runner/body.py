@@ -47,6 +47,7 @@ class BodyScript:
     __slots__ = (
         "_arguments",
         "_cancel_kind",
+        "_cancel_reason",
         "_child",
         "_closed",
         "_codec",
@@ -84,6 +85,7 @@ class BodyScript:
         self._signals: dict[str, deque[h.Raw]] = {}
         self._waiters: dict[str, deque[tuple[asyncio.Future[Any], Any]]] = {}
         self._cancel_kind = ""
+        self._cancel_reason = ""
         self._closed = False
         self._finished = False
 
@@ -114,7 +116,8 @@ class BodyScript:
                 waiting.set_result(None)
         elif (kind is h.CancelRequested or kind is h.TimerFired) and not self._cancel_kind:
             self._cancel_kind = "cancelled" if kind is h.CancelRequested else "timeout"
-            self._loop.root.cancel(fact.reason if kind is h.CancelRequested else "the saga's own deadline has passed")
+            self._cancel_reason = fact.reason if kind is h.CancelRequested else "the saga's own deadline has passed"
+            self._loop.root.cancel(self._cancel_reason)
         return self._pump()
 
     def _deliver_outcome(self, fact: Any, value: Any, error: BaseException | None) -> None:
@@ -271,7 +274,7 @@ class BodyScript:
     def _conclusion(self, root: asyncio.Task[Any]) -> Finish | Fail:
         if root.cancelled():
             kind = self._cancel_kind or "cancelled"
-            reason = "the saga's own deadline has passed" if kind == "timeout" else "cancelled"
+            reason = self._cancel_reason or "cancelled"
             return Fail("SagaTimeout" if kind == "timeout" else "SagaCancelled", reason, None, kind)
         error = root.exception()
         if error is None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.integration.projections.kit import POISON, Added, Dropped, Noise, Sum, expected, fold, sums
+from tests.integration.projections.kit import POISON, Added, Dropped, Noise, Sum, book, expected, fold, sums
 
 from event_workflow_engine import DocumentProjection, Saga, SagaStep, WorkflowEngine
 from event_workflow_engine.errors import DefinitionError, EngineStateError, NotRegisteredError, WorkflowError
@@ -392,3 +392,51 @@ async def test_what_is_not_registered_or_not_running(engine: WorkflowEngine) -> 
     idle.projections.register(projection)
     with pytest.raises(EngineStateError, match="enter the engine first"):
         await idle.projections.wait_for(projection, 1)
+
+
+@pytest.mark.parametrize("registered", ["before", "inside"])
+async def test_strict_holds_from_the_first_append_on(storage: Storage, registered: str) -> None:
+    for life in range(2):
+        projection, engine = sums("strict", "inline"), WorkflowEngine(storage)
+        if registered == "before":
+            engine.projections.register(projection)
+        async with engine:
+            if registered == "inside":
+                engine.projections.register(projection)
+            with pytest.raises(WorkflowError, match="cannot fold"):
+                await engine.store.append(f"sum-{life}", Added("a", POISON), strict=True)
+            assert await engine.store.head(f"sum-{life}") == 0
+            await engine.store.append(f"sum-{life}", Added("b", 1), strict=True)
+
+
+@pytest.mark.parametrize("mode", ["async", "inline"])
+async def test_a_parked_key_is_told_in_the_log(
+    engine: WorkflowEngine, mode: Mode, caplog: pytest.LogCaptureFixture
+) -> None:
+    projection = sums("told", mode)
+    engine.projections.register(projection)
+    await engine.store.append("sum-a", Added("a", 1))
+    landed = await engine.store.append("sum-a", [Added("a", POISON), Added("a", 2)])
+    await engine.projections.wait_for(projection, landed.positions[-1])
+    (record,) = [record for record in caplog.records if record.name == "event_workflow_engine.projections"]
+    assert "projection told parks key 'a'" in record.getMessage()
+    assert "ValueError: poison" in record.getMessage()
+
+
+def test_a_fold_must_be_sync_and_a_sql_handler_async() -> None:
+    with pytest.raises(DefinitionError, match="'sums': the fold slow is async"):
+
+        @sums().on(Added, key=lambda event: event.key)
+        async def slow(document: Sum | None, event: Added) -> Sum | None:  # type: ignore[arg-type]
+            return document
+
+    with pytest.raises(DefinitionError, match="'book': the handler plain is not async"):
+
+        @book().on(Added)
+        def plain(transaction: Any, event: Added) -> None:  # type: ignore[arg-type]
+            return None
+
+
+async def test_a_projection_is_asked_for_by_itself_not_by_its_name(engine: WorkflowEngine) -> None:
+    with pytest.raises(DefinitionError, match="'sums' is no projection"):
+        await engine.projections.get("sums", "a")  # type: ignore[arg-type]
