@@ -253,35 +253,39 @@ class GroupCommitter:
         return batch
 
     def _settle(self, verdicts: Sequence[Verdict]) -> None:
+        sent, self._sent = self._sent, []
         committed: list[tuple[Unit, Written]] = []
-        posted: list[tuple[Told, Written | Exception]] = []
-        for (unit, waiter), verdict in zip(self._sent, verdicts, strict=True):
+        posted = False
+        for (unit, waiter), verdict in zip(sent, verdicts, strict=True):
             if isinstance(verdict, Written) and unit is not None:
                 committed.append((unit, verdict))
-            answer = verdict.written if isinstance(verdict, Repeated) else verdict
             if not isinstance(waiter, asyncio.Future):
-                posted.append((waiter, answer))
+                posted = True
             elif not waiter.done():
+                answer = _answer(verdict)
                 if isinstance(answer, Exception):
                     waiter.set_exception(answer)
                 else:
                     waiter.set_result(answer)
-        self._sent = []
         try:
             if committed:
                 self._listeners.announce(committed)
-            self._tell(iter(posted))
+            if posted:
+                self._tell(zip(sent, verdicts, strict=True))
         finally:
             self._release()
 
-    def _tell(self, posted: Iterator[tuple[Told, Written | Exception]]) -> None:
-        for told, answer in posted:
+    def _tell(self, settled: Iterator[tuple[_Entry, Verdict]]) -> None:
+        for (_, told), verdict in settled:
+            if isinstance(told, asyncio.Future):
+                continue
             try:
-                _guarded(told, answer)
+                _guarded(told, _answer(verdict))
             except BaseException:
                 # The loop is about to stop; if it runs again, the others still have to be told.
-                for other, its_answer in posted:
-                    self._loop.call_soon(other, its_answer)
+                for (_, other), its_verdict in settled:
+                    if not isinstance(other, asyncio.Future):
+                        self._loop.call_soon(other, _answer(its_verdict))
                 raise
 
     def _release(self) -> None:
@@ -321,6 +325,10 @@ class GroupCommitter:
         for watcher in watchers:
             if not watcher.done():
                 watcher.set_result(None)
+
+
+def _answer(verdict: Verdict) -> Written | Exception:
+    return verdict.written if isinstance(verdict, Repeated) else verdict
 
 
 def _withdrawn(entry: _Entry) -> bool:

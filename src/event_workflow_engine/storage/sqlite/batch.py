@@ -179,23 +179,24 @@ class Batch:
         heads = self._cache.heads.young
         mark = len(self._records)
         moved: dict[str, Head] = {}
-        appended: list[Appended] = []
+        appended: tuple[Appended, ...] = ()
         for append in unit.appends:
             stream = append.stream
             head = moved[stream] if stream in moved else heads[stream]
-            if append.expected not in (head[1], ANY_VERSION):
+            expected = append.expected
+            if expected != head[1] and expected != ANY_VERSION:
                 check_version(append, head[1])
             if append.records:
                 moved[stream] = self._append(unit, append.records, head, len(appended))
                 version = moved[stream][1]
-                appended.append(Appended(stream, version, self._position, version - head[1]))
+                appended += (Appended(stream, version, self._position, version - head[1]),)
         if unit.rows or (self._folder is not None and appended):
             self._change_rows(unit, mark, moved)
         for stream, head in moved.items():
             if stream not in self._moved:
                 self._moved[stream] = heads[stream]
             heads[stream] = head
-        written = Written(unit.id, tuple(appended))
+        written = Written(unit.id, appended)
         if not appended:
             self._unit_ids += (unit.id, unit.at)
         self._repetitions.accepted[unit.id] = (unit, written)
