@@ -15,8 +15,6 @@ UNWANTED = {
     "opentelemetry", "prometheus_client", "psycopg", "pydantic", "pytest", "redis", "requests", "rich", "sqlalchemy",
     "starlette", "typer", "uvicorn", "uvloop",
 }  # fmt: skip
-# Found in no place of the public names' own modules: used by one feature, so loaded by its first use.
-LAZY_FROM_313 = {"typing_extensions"}
 
 PROBE = """
 import json, sys, time
@@ -42,5 +40,4 @@ def test_the_core_import_is_cheap() -> None:
 
 def test_the_core_import_brings_no_face_and_no_driver() -> None:
     _, modules = import_once()
-    unwanted = UNWANTED | (LAZY_FROM_313 if sys.version_info >= (3, 13) else set())
-    assert modules & unwanted == set()
+    assert modules & UNWANTED == set()

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,22 +38,41 @@ class _Action(Coroutine[Any, Any, None]):
         self._coro: Coroutine[Any, Any, Any] | None = None
 
     def send(self, value: Any, /) -> Any:
-        try:
-            if self._coro is None:
-                self._coro = self._fn(*self._args)
-            return self._coro.send(value)
-        except BaseException as raised:  # noqa: BLE001 - whatever it is, the attempt is told
-            self._ended(raised)
-        raise StopIteration
+        return self._resume(self._begin if self._coro is None else self._coro.send, value)
 
-    def throw(self, *error: Any) -> Any:
-        if self._coro is None:  # cancelled before it began
-            self._ended(error[0])
-            raise StopIteration
+    def throw(self, error: Any, /, *_: Any) -> Any:
         try:
-            return self._coro.throw(*error)
-        except BaseException as raised:  # noqa: BLE001 - as above
-            self._ended(raised)
+            if self._coro is not None:
+                return self._resume(self._coro.throw, error)
+            self._attempt.error = error  # it was cancelled before it began
+        finally:
+            del error  # its traceback holds this frame: cut, so that no cycle is left to the garbage collector
+        return self._end()
+
+    def _begin(self, value: Any) -> Any:
+        self._coro = self._fn(*self._args)
+        return self._coro.send(value)
+
+    def _resume(self, go_on: Callable[[Any], Any], given: Any) -> Any:
+        attempt = self._attempt
+        try:
+            return go_on(given)
+        except StopIteration as stop:
+            attempt.value = stop.value
+        except (KeyboardInterrupt, SystemExit) as raised:
+            attempt.error = raised
+            attempt.tell_later()
+            raise  # it ends the loop; if that runs again, the attempt is told
+        except BaseException as raised:  # noqa: BLE001 - whatever it is, the attempt is told
+            attempt.error = raised
+        finally:
+            del given  # as above
+        return self._end()
+
+    def _end(self) -> NoReturn:
+        # Outside of the handlers above: what happens next is no consequence of what was raised.
+        self._coro = None
+        self._attempt.tell()
         raise StopIteration
 
     def close(self) -> None:
@@ -67,17 +86,6 @@ class _Action(Coroutine[Any, Any, None]):
     def cr_frame(self) -> FrameType | None:
         """The action's, for those who print a task's stack."""
         return getattr(self._coro, "cr_frame", None)
-
-    def _ended(self, raised: BaseException) -> None:
-        attempt, self._coro = self._attempt, None
-        if isinstance(raised, StopIteration):
-            attempt.value = raised.value
-        else:
-            attempt.error = raised
-        if isinstance(raised, (KeyboardInterrupt, SystemExit)):
-            attempt.tell_later()
-            raise raised  # it ends the loop; if that runs again, the attempt is told
-        attempt.tell()
 
 
 class AttemptOwner(Protocol):
@@ -247,7 +255,12 @@ class Attempt:
 
     def tell_later(self) -> None:
         """The same when the loop runs again."""
-        self._kit.loop.call_soon(self._tell, context=self._kit.context.copy())
+        self._kit.loop.call_soon(self._tell_interrupted, context=self._kit.context.copy())
+
+    def _tell_interrupted(self) -> None:
+        if self._future is not None and self._future.done() and not self._future.cancelled():
+            self._future.exception()  # the loop has raised it: it is no exception that nobody retrieved
+        self._tell()
 
     def _tell(self) -> None:
         # The task's context leads back here, and the error's traceback too: cut, so that no cycle is left to the

@@ -82,8 +82,11 @@ class _Watched(Coroutine[Any, Any, Any]):
         awaited = self._coro.send(value)
         return awaited if awaited is None else self._checked(awaited)
 
-    def throw(self, *error: Any) -> Any:
-        awaited = self._coro.throw(*error)
+    def throw(self, error: Any, /, *_: Any) -> Any:
+        try:
+            awaited = self._coro.throw(error)
+        finally:
+            del error  # its traceback holds this frame: cut, so that no cycle is left to the garbage collector
         return awaited if awaited is None else self._checked(awaited)
 
     def close(self) -> None:

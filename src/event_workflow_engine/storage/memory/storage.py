@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ class MemoryStorage(GroupedStorage):
         self.state = MemoryState()
         # The tables of SQL projections. The connection is used on one thread at a time, by whoever runs the loop.
         self._sql = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._sql.close)  # it lives as long as this object, however often that is entered
         self._guard = SqlGuard(self._sql, ())
 
     async def _open(self) -> None:
