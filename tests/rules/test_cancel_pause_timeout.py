@@ -13,6 +13,7 @@ from event_workflow_engine import (
     SagaFailedError,
     SagaStep,
     Signal,
+    StepContext,
     WorkflowState,
     current_saga,
     current_step,
@@ -247,6 +248,40 @@ async def test_outside_of_a_saga_its_context_is_a_typed_error(lab: Lab) -> None:
     async with lab.engine(nested) as engine:
         with pytest.raises(SagaFailedError, match="outside of the body"):
             await engine.execute(nested)
+
+
+@pytest.mark.parametrize("form", ["function", "declared"])
+async def test_what_a_step_returned_while_paused_is_there_when_the_saga_comes_back_into_memory(
+    lab: Lab, form: str
+) -> None:
+    acting, go_on = asyncio.Event(), asyncio.Event()
+
+    async def price() -> int:
+        acting.set()
+        await go_on.wait()
+        return 900
+
+    async def total(ctx: StepContext[Any]) -> int:
+        return int(ctx.results["price"]) + 1
+
+    @saga("priced")
+    async def by_function() -> int:
+        return await step(price) + 1
+
+    declared: Saga[None, Any] = Saga("priced", [SagaStep("price", price), SagaStep("total", total, after="price")])
+    priced: Saga[None, Any] = by_function if form == "function" else declared
+    async with lab.engine(priced) as engine:
+        handle = await engine.start(priced, id="p-1")
+        await acting.wait()
+        await handle.pause()
+        await lab.until_fact(engine, "p-1", "saga-paused")
+        go_on.set()
+        await lab.until_fact(engine, "p-1", "step-succeeded")
+    async with lab.engine(priced) as engine:
+        handle = engine.handle("p-1", priced)
+        await handle.resume()
+        result = await handle.result()
+    assert (result if form == "function" else result["total"]) == 901
 
 
 async def test_a_payload_that_does_not_fit_is_refused_where_the_sender_names_the_type(lab: Lab) -> None:

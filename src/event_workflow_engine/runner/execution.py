@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Attempt:
         else:
             self._threaded = True
             self._future = self._kit.loop.run_in_executor(pool, context.run, fn, *args)
-            self._future.add_done_callback(self._thread_done)
+            self._future.add_done_callback(partial(self._thread_done, context))
         if timeout is not None:
             self._alarm = self._kit.alarms.at(self._kit.now() + int(timeout * _MICROS), self._expire)
 
@@ -224,7 +225,7 @@ class Attempt:
         self._closed = True
         self._owner.attempt_stuck(self)
 
-    def _thread_done(self, future: asyncio.Future[Any]) -> None:
+    def _thread_done(self, context: Context, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
             self.error = asyncio.CancelledError()
         else:
@@ -232,19 +233,19 @@ class Attempt:
             if self.error is None:
                 value = future.result()
                 if inspect.isawaitable(value):
-                    self._go_on_with(value)
+                    self._go_on_with(value, context)
                     return
                 self.value = value
         self._tell()
 
-    def _go_on_with(self, rest: Awaitable[Any]) -> None:
+    def _go_on_with(self, rest: Awaitable[Any], context: Context) -> None:
         """A plain function returned a coroutine, such as a lambda around an async one."""
         self._threaded = False
 
         async def awaited() -> Any:
             return await rest
 
-        self._future = asyncio.Task(_Action(self, awaited, ()), loop=self._kit.loop)
+        self._future = asyncio.Task(_Action(self, awaited, ()), loop=self._kit.loop, context=context)
         if self._timed_out or self._cancelled:
             self._future.cancel()
 

@@ -171,16 +171,21 @@ def _replay(run: SagaRun, facts: list[Any]) -> None:
                 held.append(fact)
             else:
                 _tell(run, fact)
-    run.hold(held)
+    run.hold([(fact, _value(run, fact)) for fact in held])
 
 
 def _tell(run: SagaRun, fact: Any) -> None:
-    value = None
-    if isinstance(fact, h.StepSucceeded):
-        call = None if run.script is None else run.script.requested(fact.step)
-        kind = Any if call is None else call.spec.info.result_type
-        value = run.by_name[fact.step] = read_result(run, fact.step, fact.result, kind)
-    run.tell(fact, value)
+    run.tell(fact, _value(run, fact))
+
+
+def _value(run: SagaRun, fact: Any) -> Any:
+    """A step's typed result, where the fact tells of one."""
+    if not isinstance(fact, h.StepSucceeded):
+        return None
+    call = None if run.script is None else run.script.requested(fact.step)
+    kind = Any if call is None else call.spec.info.result_type
+    value = run.by_name[fact.step] = read_result(run, fact.step, fact.result, kind)
+    return value
 
 
 def _remember_results(run: SagaRun) -> None:

@@ -195,9 +195,9 @@ class SagaRun:
             kit, context = self.kit, self.context.copy()
             self.script = BodyScript(saga, arguments, context, kit.codec, self.saga_id, kit.host.child_step)
 
-    def hold(self, facts: list[Any]) -> None:
-        """What came while the saga is paused, to be told when it is resumed."""
-        self._held = tuple((fact, self.by_name.get(getattr(fact, "step", "")), None) for fact in facts)
+    def hold(self, facts: Iterable[tuple[Any, Any]]) -> None:
+        """What came while the saga is paused, with its values, to be told when it is resumed."""
+        self._held = tuple((fact, value, None) for fact, value in facts)
 
     def start_again(self, command: StartStep, attempt: int, interruptions: int) -> None:
         """Run an interrupted attempt again, with the same idempotency key (rule 4)."""

@@ -88,6 +88,19 @@ async def test_the_end_is_told_once_and_outside_of_the_actions_context(bench: Be
     assert bench.owner.seen == ["outside"]
 
 
+async def test_a_plain_function_around_an_async_one_runs_to_its_end_in_the_actions_context(bench: Bench) -> None:
+    async def act() -> str:
+        await asyncio.sleep(0)
+        return INSIDE.get()
+
+    def around() -> Any:
+        return act()
+
+    await settled(bench.start(around, is_async=False))
+    assert bench.owner.told == [("inside", None)]
+    assert bench.owner.seen == ["outside"]
+
+
 async def test_an_action_that_is_cancelled_before_it_begins_is_told_and_never_runs(bench: Bench) -> None:
     ran = []
 
