@@ -37,10 +37,10 @@ class Mail:
         self._again = True
         if not self._reading:
             self._reading = True
-            self._run.kit.host.spawn(self._read())
+            self._run.kit.host.spawn(self._read(self._run))
 
-    async def _read(self) -> None:
-        run = self._run
+    async def _read(self, run: SagaRun) -> None:
+        # It may leave memory before this begins, and while it waits.
         try:
             while self._again and not run.closed:
                 self._again = False
