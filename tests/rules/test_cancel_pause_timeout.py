@@ -250,6 +250,41 @@ async def test_outside_of_a_saga_its_context_is_a_typed_error(lab: Lab) -> None:
             await engine.execute(nested)
 
 
+async def test_a_compensation_that_runs_on_while_its_saga_is_paused_runs_once(lab: Lab) -> None:
+    undoing, go_on, log = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def act() -> None: ...
+
+    async def refuse() -> None:
+        raise ValueError("no")
+
+    async def undo_first() -> None:
+        log.append("first")
+
+    async def undo_second() -> None:
+        log.append("second")
+        undoing.set()
+        await go_on.wait()
+
+    declared = Saga(
+        "s",
+        [SagaStep("first", act, undo_first), SagaStep("second", act, undo_second), SagaStep("refuse", refuse)],
+        sequential=True,
+    )
+    async with lab.engine(declared) as engine:
+        handle = await engine.start(declared, id="s-1")
+        await undoing.wait()
+        await handle.pause()
+        await lab.until_fact(engine, "s-1", "saga-paused")
+        await handle.resume()
+        await lab.until_fact(engine, "s-1", "saga-resumed")
+        go_on.set()
+        with pytest.raises(SagaFailedError) as failure:
+            await handle.result(timeout=10)
+    assert failure.value.status is WorkflowState.COMPENSATED
+    assert log == ["second", "first"]
+
+
 @pytest.mark.parametrize("form", ["function", "declared"])
 async def test_what_a_step_returned_while_paused_is_there_when_the_saga_comes_back_into_memory(
     lab: Lab, form: str

@@ -81,8 +81,8 @@ class Rollback:
         for step, state in run.journal.compensations.items():
             if state.status == "failed" and again:
                 self._start(step, state.attempt + 1)
-            elif state.status == "started" and step not in self.starting:
-                # Its start is on disk and its end is not: it runs again as the same attempt.
+            elif state.status == "started" and step not in self.starting and step not in self._running:
+                # Its start is on disk, its end is not, and it does not run: it runs again as the same attempt.
                 self.starting.append(step)
         self._conclude()
 
