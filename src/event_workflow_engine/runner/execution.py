@@ -232,10 +232,15 @@ class Attempt:
             self.error = future.exception()
             if self.error is None:
                 value = future.result()
-                if inspect.isawaitable(value):
+                if not inspect.isawaitable(value):
+                    self.value = value
+                elif self._closed or self._timed_out or self._cancelled:
+                    if inspect.iscoroutine(value):
+                        value.close()  # it was asked to end before that began
+                    self.error = asyncio.CancelledError()
+                else:
                     self._go_on_with(value, context)
                     return
-                self.value = value
         self._tell()
 
     def _go_on_with(self, rest: Awaitable[Any], context: Context) -> None:
@@ -246,8 +251,6 @@ class Attempt:
             return await rest
 
         self._future = asyncio.Task(_Action(self, awaited, ()), loop=self._kit.loop, context=context)
-        if self._timed_out or self._cancelled:
-            self._future.cancel()
 
     def tell(self) -> None:
         """The action's code has ended, with `value` or `error`."""

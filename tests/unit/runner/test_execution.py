@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -99,6 +100,28 @@ async def test_a_plain_function_around_an_async_one_runs_to_its_end_in_the_actio
     await settled(bench.start(around, is_async=False))
     assert bench.owner.told == [("inside", None)]
     assert bench.owner.seen == ["outside"]
+
+
+@pytest.mark.parametrize("how", ["cancel", "abandon"])
+async def test_what_a_plain_function_returns_does_not_begin_when_it_was_asked_to_end(bench: Bench, how: str) -> None:
+    in_thread, go_on, began = threading.Event(), threading.Event(), list[int]()
+
+    async def act() -> None:
+        began.append(1)
+
+    def around() -> Any:
+        in_thread.set()
+        go_on.wait()
+        return act()
+
+    attempt = bench.start(around, is_async=False)
+    await asyncio.to_thread(in_thread.wait)
+    getattr(attempt, how)()
+    go_on.set()
+    await settled(attempt)
+    assert began == []
+    told = [type(error) for _, error in bench.owner.told]
+    assert told == ([asyncio.CancelledError] if how == "cancel" else []), "an abandoned one tells nobody"
 
 
 async def test_an_action_that_is_cancelled_before_it_begins_is_told_and_never_runs(bench: Bench) -> None:
