@@ -135,6 +135,25 @@ async def test_rule_11_a_saga_that_stands_can_be_cancelled_and_is_undone_without
     assert (made.verb, made.why) == ("cancel", "the code is gone")
 
 
+async def test_rule_11_a_cancel_is_heard_however_it_meets_a_look_at_the_standing_saga(lab: Lab) -> None:
+    changed, begun = trip_of(renamed), trip_of(as_begun)
+    async with lab.engine(begun) as engine:
+        for turns in range(40):
+            await engine.start(begun, id=f"t-{turns}")
+            await lab.until_fact(engine, f"t-{turns}", "step-succeeded")
+    async with lab.engine(changed) as engine:
+        for turns in range(40):
+            handle = engine.handle(f"t-{turns}")
+            await handle.signal(GO, "hotel")
+            with pytest.raises(SagaFailedError, match="'flight'"):
+                await handle.result(timeout=10)
+            engine.register(saga(f"other-{turns}")(as_begun))  # code came: what stands is looked at
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await handle.cancel()
+            await lab.until_fact(engine, f"t-{turns}", "saga-cancelled")
+
+
 async def test_rule_11_old_versions_stay_registered_beside_new_ones(lab: Lab) -> None:
     old, new = trip_of(as_begun), trip_of(renamed, version=2)
     async with lab.engine(old) as engine:

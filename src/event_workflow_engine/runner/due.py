@@ -18,6 +18,8 @@ __all__ = ["fire_due", "next_wake"]
 def next_wake(run: SagaRun) -> int | None:
     """When something is due next, in microseconds since 1970; ``None``: nothing is."""
     journal = run.journal
+    if run.pen.undecided:
+        return run.kit.now()
     if not journal.timers and not journal.retries and (journal.started is None or journal.started.deadline is None):
         return None
     if run.paused or journal.state is WorkflowState.NEEDS_INTERVENTION:

@@ -284,8 +284,8 @@ class SagaKeeper:
             if stands is not None:
                 _log.error("saga %s needs intervention: %s: %s", run.saga_id, stands.error_type, stands.message)
             self.ends.reached(run.saga_id, run)
-            return
-        self.ends.left(run.saga_id)
+        else:
+            self.ends.left(run.saga_id)
         if run.parked_until is not None:
             self._wake_by(run.parked_until)
 
@@ -465,7 +465,7 @@ class SagaKeeper:
         run = SagaRun(self.kit, saga, self._definitions.dag(saga), row["id"], row["fence"])
         self._runs[run.saga_id] = run
         try:
-            resume(run, journal, inbox, row_state=row["state"], retry_code=retry_code)
+            resume(run, journal, inbox, row=row, retry_code=retry_code)
         except DecodeError as error:
             run.evict()
             self._drop(run)

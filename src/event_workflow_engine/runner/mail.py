@@ -12,10 +12,16 @@ from event_workflow_engine.state_machine import WorkflowState
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from event_workflow_engine.journal import Journal
     from event_workflow_engine.runner.run import SagaRun
     from event_workflow_engine.storage.port import Record
 
-__all__ = ["Mail"]
+__all__ = ["Mail", "is_decision"]
+
+
+def is_decision(journal: Journal, entry: h.InboxEntry) -> bool:
+    """Whether an entry decides about a saga that stands: to try again, or to undo what is not being undone yet."""
+    return isinstance(entry, h.ResumeSent) or (isinstance(entry, h.CancelSent) and not journal.failing)
 
 
 class Mail:
@@ -64,7 +70,11 @@ class Mail:
 
     def _receive(self, entry: Any, cursor: int) -> None:
         run, journal = self._run, self._run.journal
-        if journal.ended or journal.state is WorkflowState.NEEDS_INTERVENTION:
+        if journal.ended:
+            return
+        if journal.state is WorkflowState.NEEDS_INTERVENTION:
+            if is_decision(journal, entry) and not run.pen.undecided:
+                run.pen.undecided = cursor  # whoever loads it next does as it says
             return
         if isinstance(entry, h.PauseSent):
             if journal.state in (WorkflowState.RUNNING, WorkflowState.COMPENSATING):

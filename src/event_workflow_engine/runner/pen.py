@@ -40,6 +40,7 @@ class Pen:
     Attributes:
         stored: The version of the saga's stream on disk.
         seen: The version of its inbox up to which it was read.
+        undecided: Where in the inbox somebody decided about the saga while it was about to stand; 0: nowhere.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Pen:
         "_stream",
         "seen",
         "stored",
+        "undecided",
     )
 
     def __init__(self, kit: Kit, saga_id: str, fence: int) -> None:
@@ -68,6 +70,7 @@ class Pen:
         self._new_rows: tuple[Row, ...] = ()
         self.seen = 0
         self.stored = 0
+        self.undecided = 0
 
     def new(self, rows: tuple[Row, ...]) -> None:
         """The saga is new: its first unit inserts these rows, the one of ``sagas`` first."""
@@ -93,14 +96,14 @@ class Pen:
             wake: Where it parks, when it has to go on.
             told: What becomes of it.
             park: It leaves memory: its row says so, and the unit asserts that the inbox holds nothing unread, as does
-                the unit that ends the saga.
+                the unit that ends the saga. Else what was said meanwhile would wake nobody.
         """
         now, unit_id = self._kit.now(), uuid7()
         records: tuple[NewRecord, ...] = ()
         if facts:
             records = (NewRecord(unit_id, _type_of(facts), h.encode_facts(facts), count=len(facts)),)
         appends: tuple[Append, ...] = (Append(self._stream, records, self.stored),)
-        if (park or journal.ended) and journal.state is not WorkflowState.NEEDS_INTERVENTION:
+        if park or journal.ended:
             appends += (Append(self._inbox, (), self.seen),)
         rows = self._rows(journal, wake, now, park=park)
         self._kit.storage.post(Unit(unit_id, now, appends, rows, self._kit.worker), told)
@@ -111,7 +114,8 @@ class Pen:
         if journal.ended:
             values = {"state": state.value, "owner": "", "wake_at": None, "cursor": self.seen, "ended_at": now}
         elif park:
-            values = {"state": state.value, "owner": "", "wake_at": wake, "cursor": self.seen}
+            cursor = self.undecided - 1 if self.undecided else self.seen
+            values = {"state": state.value, "owner": "", "wake_at": wake, "cursor": cursor}
         elif state is not self._row_state:
             values = {"state": state.value}
         if self._new_rows:

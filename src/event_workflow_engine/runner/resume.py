@@ -8,10 +8,11 @@ from event_workflow_engine import history as h
 from event_workflow_engine.errors import DecodeError, NonDeterminismError, WorkflowError
 from event_workflow_engine.runner.attempts import read_result
 from event_workflow_engine.runner.commands import Replay
+from event_workflow_engine.runner.mail import is_decision
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from event_workflow_engine.journal import StepState
     from event_workflow_engine.runner.run import SagaRun
@@ -31,7 +32,7 @@ _FOR_THE_SCRIPT: Final = (
 
 
 def resume(
-    run: SagaRun, journal: Sequence[Record], inbox: Sequence[Record], *, row_state: str, retry_code: bool
+    run: SagaRun, journal: Sequence[Record], inbox: Sequence[Record], *, row: Mapping[str, Any], retry_code: bool
 ) -> None:
     """Bring a saga back from its records, and let it go on.
 
@@ -39,7 +40,7 @@ def resume(
         run: Empty, and owned by this worker.
         journal: All records of its stream, in order.
         inbox: The records of its inbox; those it has read are passed over.
-        row_state: The state that its row has: ``PENDING`` where it was accepted without a worker and begins now.
+        row: Its row. The state in it is ``PENDING`` where it was accepted without a worker and begins now.
         retry_code: It stands because of its code, and code was registered: see whether it matches now.
 
     Raises:
@@ -52,15 +53,16 @@ def resume(
     if state.started is None:
         raise DecodeError(f"saga {run.saga_id!r} has a row and no journal: the store was altered by hand")
     run.handed_over = state.handed_over
-    run.pen.loaded(stored=state.version, seen=state.cursor, state=WorkflowState(row_state))
+    run.pen.loaded(stored=state.version, seen=state.cursor, state=WorkflowState(row["state"]))
     if state.ended:
         run.flush()
         return
     stands = state.intervention
-    decision = None if stands is None else _decision(run, stands, inbox, retry_code=retry_code)
+    decision = None
     if stands is not None:
+        decision = _decision(run, stands, inbox, looked=row["cursor"] or 0, retry_code=retry_code)
         if decision is None:
-            run.flush()
+            _stand(run, inbox)
             return
         run.emit(h.InterventionMade(decision.verb, decision.who, decision.why, stands.state))
     try:
@@ -74,6 +76,15 @@ def resume(
         run.needs_intervention("decode" if isinstance(error, DecodeError) else "nondeterminism", error, None)
     if state.state is WorkflowState.NEEDS_INTERVENTION and decision is not None:
         run.forget()  # that did not help: it stands as it stood, and nothing is written
+        _stand(run, inbox)
+        return
+    run.flush()
+
+
+def _stand(run: SagaRun, inbox: Sequence[Record]) -> None:
+    """Leave memory as it was. All of the inbox was looked at; what is for the body stays there until it runs again."""
+    if inbox:
+        run.pen.seen = max(run.pen.seen, inbox[-1].version)
     run.flush()
 
 
@@ -87,15 +98,16 @@ class _Decision(NamedTuple):
 
 
 def _decision(
-    run: SagaRun, stands: h.InterventionNeeded, inbox: Sequence[Record], *, retry_code: bool
+    run: SagaRun, stands: h.InterventionNeeded, inbox: Sequence[Record], *, looked: int, retry_code: bool
 ) -> _Decision | None:
     for record in inbox:
-        if record.version > run.pen.seen:
+        if record.version > looked:
             for entry in h.decode_facts(record.data):
-                if isinstance(entry, h.CancelSent) and not run.journal.failing:
+                if not is_decision(run.journal, entry):
+                    continue
+                if isinstance(entry, h.CancelSent):
                     return _Decision("cancel", "operator", entry.reason, record.version)
-                if isinstance(entry, h.ResumeSent):
-                    return _Decision("retry", "operator", "")
+                return _Decision("retry", "operator", "")
     if retry_code and stands.kind in _CODE_KINDS:
         return _Decision("retry", "engine", "code was registered that may match")
     return None

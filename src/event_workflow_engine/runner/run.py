@@ -406,7 +406,7 @@ class SagaRun:
         undoing = rollback is not None and (rollback.busy or rollback.starting)
         if not (self._attempts or self._starting or undoing or journal.ended):
             wake = next_wake(self)
-            park = wake is None or wake - self.kit.now() > _RESIDENT
+            park = wake is None or wake - self.kit.now() > _RESIDENT or self.pen.undecided > 0
         if not self._facts and not park:
             if rollback is not None and rollback.starting:
                 self._act()  # their starts are on disk from a life before
