@@ -64,6 +64,7 @@ class GenerationFeed:
         self.feed = Feed(store.storage, checkpoint_name(projection.name, generation), worker, store.now)
         self.read_to = 0
         self._store = store
+        self._cursor = EventCursor(store.serializer)
         self._parked: set[str] = set()
         if isinstance(projection, DocumentProjection):
             # Bodies are loaded by the page; which keys are parked is known from `claim`.
@@ -183,7 +184,7 @@ class GenerationFeed:
         return self.feed.move(self.feed.position)
 
     def _changes(self, record: Record) -> list[Change]:
-        return changes_of(self.projection, self._store.serializer, record)
+        return changes_of(self.projection, self._store.serializer, record, self._cursor)
 
     def _checkpoint(self, position: int, last: Record | None, count: int) -> Row:
         values = {} if last is None else last_values(last)

@@ -47,7 +47,9 @@ class Change:
         self.error = error
 
 
-def changes_of(projection: Projection, serializer: EventSerializer, record: Record) -> list[Change]:
+def changes_of(
+    projection: Projection, serializer: EventSerializer, record: Record, cursor: EventCursor
+) -> list[Change]:
     """What an event changes, by route. One that cannot be read, or has no key, is a change with an error.
 
     Its key is then made of the route's number and the stream, so that it is found again when it was mended; where keys
@@ -59,23 +61,30 @@ def changes_of(projection: Projection, serializer: EventSerializer, record: Reco
         payload = serializer.payload(record)
     except Exception as error:  # noqa: BLE001 - a user's upcaster may raise anything
         unread = error
-    found = []
-    for number, route in enumerate(projection.routes[record.type]):
-        if route.key is None:
-            found.append(Change(record, record.stream, payload, route, unread))
-            continue
-        try:
-            if unread is not None:
-                raise unread  # noqa: TRY301 - one way out
-            key = route.key(payload)
-            if not isinstance(key, str):
-                raise TypeError(f"the key must be text, not {type(key).__name__}")  # noqa: TRY301
-            key.encode()  # a lone surrogate cannot be stored
-        except Exception as error:  # noqa: BLE001 - a user's key function may raise anything
-            found.append(Change(record, _lost_key(number, record), payload, route, error))
-        else:
-            found.append(Change(record, key, payload, route))
-    return found
+    cursor.record = record
+    token = CURRENT_EVENT.set(cursor)
+    try:
+        return [
+            _change(record, number, route, payload, unread)
+            for number, route in enumerate(projection.routes[record.type])
+        ]
+    finally:
+        CURRENT_EVENT.reset(token)
+
+
+def _change(record: Record, number: int, route: Any, payload: Any, unread: Exception | None) -> Change:
+    if route.key is None:
+        return Change(record, record.stream, payload, route, unread)
+    try:
+        if unread is not None:
+            raise unread  # noqa: TRY301 - one way out
+        key = route.key(payload)
+        if not isinstance(key, str):
+            raise TypeError(f"the key must be text, not {type(key).__name__}")  # noqa: TRY301
+        key.encode()  # a lone surrogate cannot be stored
+    except Exception as error:  # noqa: BLE001 - a user's key function may raise anything
+        return Change(record, _lost_key(number, record), payload, route, error)
+    return Change(record, key, payload, route)
 
 
 def mended(changes: Iterable[Change], parked_key: str) -> list[Change]:
@@ -100,7 +109,7 @@ class Folding:
 
     def changes(self, record: Record) -> list[Change]:
         """See `changes_of`."""
-        return changes_of(self.projection, self._serializer, record)
+        return changes_of(self.projection, self._serializer, record, self._cursor)
 
     def apply(self, change: Change, document: Any) -> Any:
         """The document behind a change; raises what the fold raises."""

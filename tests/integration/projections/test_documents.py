@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.integration.projections.kit import POISON, Added, Dropped, Noise, Sum, book, expected, fold, sums
 
-from event_workflow_engine import DocumentProjection, Saga, SagaStep, WorkflowEngine
+from event_workflow_engine import DocumentProjection, Saga, SagaStep, WorkflowEngine, current_event
 from event_workflow_engine.errors import DefinitionError, EngineStateError, NotRegisteredError, WorkflowError
 from event_workflow_engine.history import SagaCompleted, StepSucceeded
 
@@ -440,3 +440,19 @@ def test_a_fold_must_be_sync_and_a_sql_handler_async() -> None:
 async def test_a_projection_is_asked_for_by_itself_not_by_its_name(engine: WorkflowEngine) -> None:
     with pytest.raises(DefinitionError, match="'sums' is no projection"):
         await engine.projections.get("sums", "a")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_the_whole_event_is_at_hand_in_keys_and_folds(engine: WorkflowEngine, mode: Mode) -> None:
+    projection = DocumentProjection("whole", Sum, mode=mode)
+
+    @projection.on(Added, key=lambda event: current_event().stream)
+    def at(document: Sum | None, event: Added) -> Sum:
+        return Sum(
+            current_event().stream, event.amount, [*(document.events if document else []), current_event().version]
+        )
+
+    engine.projections.register(projection)
+    landed = await engine.store.append("sum-a", [Added("x", 1), Added("y", 2)])
+    await engine.projections.wait_for(projection, landed.positions[-1])
+    assert await engine.projections.get(projection, "sum-a") == Sum("sum-a", 2, [1, 2])
