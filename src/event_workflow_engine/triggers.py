@@ -55,6 +55,9 @@ def check_cron(expression: str, zone: str) -> None:
     from cronsim import CronSim, CronSimError  # noqa: PLC0415 - not at import: most programs have no cron line
 
     _zone(zone)
+    given: object = expression
+    if not isinstance(given, str):
+        raise DefinitionError(f"cron {given!r}: a line of {_FIELDS} fields, as in crontab(5)")
     if len(expression.split()) != _FIELDS:
         raise DefinitionError(f"cron line {expression!r} cannot be read: it has five fields, as in crontab(5)")
     try:

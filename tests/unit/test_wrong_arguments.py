@@ -62,3 +62,9 @@ async def test_a_saga_id_that_is_none_starts_nothing(wrong: Any) -> None:
         with pytest.raises(DefinitionError, match="saga id"):
             await engine.start(SHIPPING, Order("lamp"), id=wrong)
         assert await engine.storage.last_position() == 0
+
+
+async def test_a_cron_line_that_is_no_text_is_refused() -> None:
+    async with WorkflowEngine() as engine:
+        with pytest.raises(DefinitionError, match="cron 5: a line of"):
+            await engine.scheduler.cron(5, print)  # type: ignore[arg-type]
