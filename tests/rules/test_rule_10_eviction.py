@@ -145,3 +145,25 @@ async def test_rule_10_leaving_the_engine_cancels_no_saga(lab: Lab) -> None:
     async with lab.engine(saga_) as engine:
         assert (await engine.handle("s-1", saga_).result())["act"] == "done"
     assert runs == ["run", "run"]
+
+
+@pytest.mark.parametrize("what", ["signal", "resume"])
+async def test_rule_10_what_is_said_is_heard_however_it_meets_the_saga_leaving_memory(lab: Lab, what: str) -> None:
+    async def act() -> str:
+        return "ready"
+
+    @saga("listener")
+    async def listener() -> str:
+        word = await step(act)
+        return f"{word} and {await wait_for_signal('go')}"
+
+    async with lab.engine(listener) as engine:
+        for turns in range(40):
+            handle = await engine.start(listener, id=f"l-{turns}")
+            if what == "resume":
+                await handle.signal("go", "steady")
+                await handle.pause()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await (handle.resume() if what == "resume" else handle.signal("go", "steady"))
+            assert await handle.result(timeout=10) == "ready and steady", turns

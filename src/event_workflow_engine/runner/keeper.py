@@ -342,9 +342,9 @@ class SagaKeeper:
                 stream = unit.appends[0].stream
                 if stream.startswith("inbox-"):
                     run = runs.get(stream[6:])
-                    if run is not None:
+                    if run is not None and not run.parking:
                         run.wake()
-                    else:
+                    else:  # it is not in memory, or was about to leave it and did so in the same batch
                         self._due.set()
 
     def _rung(self) -> None:
