@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.crash.killing import WorkerFactory
 from tests.crash.sagas import CASES, read
 from tests.crash.worker import SAGA_ID
 
@@ -20,51 +17,20 @@ from event_workflow_engine.storage import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from event_workflow_engine.storage.port import Storage
 
-ROOT = Path(__file__).parents[2]
-
-
-class Factory:
-    """Runs workers in processes of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.worker"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, place: Path, case: str, when: str, at: int) -> tuple[int, dict[str, Any]]:
-        """A worker's exit code, and what it says when it lived."""
-        place.mkdir(exist_ok=True)
-        out = place / "out.json"
-        out.unlink(missing_ok=True)
-        job = {"url": f"sqlite:///{place}/s.db", "ledger": str(place / "ledger"), "out": str(out)}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({**job, "case": case, "when": when, "at": at}) + "\n")
-        self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
-        return code, json.loads(out.read_text()) if out.exists() else {}
-
-    def close(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(10)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
 
 @pytest.fixture(scope="module")
-def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
-    made = Factory(tmp_path_factory.mktemp("factory"))
+def factory() -> Iterator[WorkerFactory]:
+    made = WorkerFactory("tests.crash.worker")
     yield made
     made.close()
+
+
+def run(factory: WorkerFactory, place: Path, case: str, when: str = "never", at: int = 0) -> tuple[int, dict[str, Any]]:
+    return factory.run(place, when, at, case=case, ledger=str(place / "ledger"))
 
 
 async def journal_of(storage: Storage) -> tuple[Journal, list[Any]]:
@@ -74,9 +40,11 @@ async def journal_of(storage: Storage) -> tuple[Journal, list[Any]]:
     return journal, facts
 
 
-async def kill_and_resume(factory: Factory, place: Path, case: str, when: str, at: int, whole: dict[str, Any]) -> bool:
+async def kill_and_resume(
+    factory: WorkerFactory, place: Path, case: str, when: str, at: int, whole: dict[str, Any]
+) -> bool:
     """Kill a worker at one operation and check what becomes of its saga; whether there was such an operation."""
-    code, _ = factory.run(place, case, when, at)
+    code, _ = run(factory, place, case, when, at)
     if code == 0:
         return False
     assert code == -signal.SIGKILL
@@ -87,7 +55,7 @@ async def kill_and_resume(factory: Factory, place: Path, case: str, when: str, a
         async with open_storage(f"sqlite:///{place}/s.db") as storage:
             _, facts = await journal_of(storage)
         completed = {fact.step for fact in facts if isinstance(fact, StepSucceeded)}
-    code, ended = factory.run(place, case, "never", 0)
+    code, ended = run(factory, place, case)
     assert code == 0
     assert {key: ended.get(key) for key in ("status", "result")} == {
         key: whole.get(key) for key in ("status", "result")
@@ -125,10 +93,12 @@ def check_history(journal: Journal, facts: list[Any], ledger: Counter[tuple[str,
 @pytest.mark.parametrize("when", ["before", "behind"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.timeout(120)
-async def test_a_worker_killed_at_any_durable_operation(factory: Factory, tmp_path: Path, case: str, when: str) -> None:
-    code, whole = factory.run(tmp_path / "whole", case, "never", 0)
+async def test_a_worker_killed_at_any_durable_operation(
+    factory: WorkerFactory, tmp_path: Path, case: str, when: str
+) -> None:
+    code, whole = run(factory, tmp_path / "whole", case)
     assert code == 0
-    last = whole["sent" if when == "before" else "landed"]
+    last = whole["counts"][when]
     kills = 0
     for at in range(1, last + 1):
         kills += await kill_and_resume(factory, tmp_path / str(at), case, when, at, whole)
