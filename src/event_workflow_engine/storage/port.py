@@ -334,3 +334,6 @@ CLAIMS: Final = (
     #                      inline from there on; 0 or 1 rows
 )
 """The named claims that every backend has."""
+
+RINGING_CLAIMS: Final = frozenset({"bury_worker"})
+"""Claims that ring the bells whatever rows they return: what a dead worker fed is free, though it had no saga."""

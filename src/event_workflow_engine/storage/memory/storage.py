@@ -13,6 +13,7 @@ from event_workflow_engine.storage.group_commit import Repeated
 from event_workflow_engine.storage.lifecycle import GroupedStorage
 from event_workflow_engine.storage.memory.queries import CLAIM_FUNCTIONS, READ_FUNCTIONS
 from event_workflow_engine.storage.memory.state import MemoryState
+from event_workflow_engine.storage.port import RINGING_CLAIMS
 from event_workflow_engine.storage.row_images import shape_of
 from event_workflow_engine.storage.user_sql import SqlGuard, bounded_hold, rows_of
 
@@ -90,7 +91,7 @@ class MemoryStorage(GroupedStorage):
             return claim(self.state, **params)
 
         rows = await self._committer.alone(work)
-        if rows:
+        if rows or name in RINGING_CLAIMS:
             self._listeners.ring()
         return rows
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from event_workflow_engine.errors import EngineStateError
 from event_workflow_engine.storage.group_commit import Repeated
 from event_workflow_engine.storage.lifecycle import GroupedStorage
-from event_workflow_engine.storage.port import Written
+from event_workflow_engine.storage.port import RINGING_CLAIMS, Written
 from event_workflow_engine.storage.sqlite.connection import connect as default_connect
 from event_workflow_engine.storage.sqlite.readers import READER_THREADS, Readers
 from event_workflow_engine.storage.sqlite.threads import JobThreads
@@ -114,7 +114,7 @@ class SqliteStorage(GroupedStorage):
         """Run a named claim, in its turn."""
         writer, thread = self._writing
         rows = await self._committer.alone(lambda: _to_the_end(thread.call(writer.claim, name, params)))
-        if rows:
+        if rows or name in RINGING_CLAIMS:
             self._listeners.ring()
         return rows
 

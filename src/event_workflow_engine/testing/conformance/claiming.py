@@ -94,6 +94,16 @@ class ClaimCases(Cases):
         await storage.write(unit(events("x"), by=WorkerRef("w1", 2)))
         assert await storage.head("x") == 2
 
+    async def test_a_burial_rings(self, storage: Storage) -> None:
+        """Whoever waits for what the dead worker fed is woken, though it had no saga."""
+        await storage.write(row_unit(worker("w1")))
+        rung = asyncio.Event()
+        remove = storage.add_bell(rung.set)
+        rung.clear()
+        assert await storage.perform("bury_worker", id="w1", incarnation=1, now=7) == []
+        assert rung.is_set()
+        remove()
+
     async def test_claims_keep_their_place(self, storage: Storage) -> None:
         """A claim sees what was submitted before it, and is seen by what comes behind it."""
         before = storage.submit(row_unit(worker("w1"), saga("s1")))
