@@ -79,6 +79,10 @@ class KillingStorage:
         if self._when == "behind" and self.landed >= self._at > 0:
             die()
 
+    def arm_within(self) -> None:
+        """Kill the process within the next exclusive transaction."""
+        self._when, self._at = "within", self.ran + 1
+
     @property
     def counts(self) -> dict[str, int]:
         """How many points there are to kill at, by the name of their kind."""
@@ -138,23 +142,32 @@ class WorkerFactory:
     """
 
     def __init__(self, module: str) -> None:
+        self._out = Path()
         self._process = subprocess.Popen(
             [sys.executable, "-m", module], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, place: Path, when: str = "never", at: int = 0, **job: Any) -> tuple[int, dict[str, Any]]:
-        """A worker's exit code, and what it says when it lived. It works on the file ``s.db`` in `place`."""
+    def start(self, place: Path, when: str = "never", at: int = 0, **job: Any) -> None:
+        """Have a worker forked. It works on the file ``s.db`` in `place`."""
         place.mkdir(exist_ok=True)
-        out = place / "out.json"
-        out.unlink(missing_ok=True)
-        job |= {"url": f"sqlite:///{place}/s.db", "out": str(out), "when": when, "at": at}
+        self._out = place / f"{self._process.pid}.json"
+        self._out.unlink(missing_ok=True)
+        job |= {"url": f"sqlite:///{place}/s.db", "out": str(self._out), "when": when, "at": at}
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
+
+    def ended(self) -> tuple[int, dict[str, Any]]:
+        """Wait for the worker: its exit code, and what it says when it lived."""
+        assert self._process.stdout is not None
         code = self._process.stdout.readline()
         assert code, "the server of workers ended"
-        return int(code), json.loads(out.read_text()) if out.exists() else {}
+        return int(code), json.loads(self._out.read_text()) if self._out.exists() else {}
+
+    def run(self, place: Path, when: str = "never", at: int = 0, **job: Any) -> tuple[int, dict[str, Any]]:
+        """Start a worker and wait for it."""
+        self.start(place, when, at, **job)
+        return self.ended()
 
     def close(self) -> None:
         """End the server."""
