@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Work = Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 30
+LIMIT_S = 20
 """A worker that hangs ends itself before pytest's own limit, which would end the process that runs the tests."""
 
 
@@ -173,6 +173,6 @@ class WorkerFactory:
         """End the server."""
         if self._process.stdin is not None:
             self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(LIMIT_S + 5)
         if self._process.stdout is not None:
             self._process.stdout.close()

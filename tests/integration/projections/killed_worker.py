@@ -91,7 +91,7 @@ async def follow_to(engine: WorkflowEngine, event_id: str) -> int:
 
 async def wait_for_all(engine: WorkflowEngine, projections: Iterable[Projection], position: int) -> None:
     for one in projections:
-        await engine.projections.wait_for(one, position, timeout=20)
+        await engine.projections.wait_for(one, position, timeout=10)
 
 
 async def alone(engine: WorkflowEngine, projections: Projections) -> None:
@@ -125,9 +125,10 @@ async def heir(engine: WorkflowEngine, projections: Projections) -> dict[str, An
     await engine.store.append("signs", NewEvent(NAMES[Noise], Noise(), id="standing by"))
     # From here on nothing is appended until the projections are level: the death alone must wake this worker.
     await wait_for_all(engine, projections, await follow_to(engine, f"rest {len(REST) - 1}"))
-    after = await owners_of(engine.storage)
+    # What the owner had projected to the end is taken over, too, but not waited for until there is more of it.
     done = await engine.store.append("sum-last", named("last", LAST))
     await wait_for_all(engine, projections, done.positions[-1])
+    after = await owners_of(engine.storage)
     living = [row["id"] for row in await engine.storage.query("live_workers")]
     return {"owners": {"before": before, "after": after}, "living": living}
 
