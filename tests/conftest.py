@@ -7,12 +7,16 @@ import inspect
 import os
 import random
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from event_workflow_engine.testing.postgres import PostgresServer
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 SEED = int(os.environ.get("EWE_TEST_SEED", "0"))
 
@@ -54,3 +58,32 @@ def no_task_left_behind(request: pytest.FixtureRequest) -> None:
     function = getattr(request, "function", None)
     if function is not None and inspect.iscoroutinefunction(function):
         request.getfixturevalue("task_ledger")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server, one for each test process; that of EWE_TEST_POSTGRES where it is set.
+
+    Its writes are not forced to disk: what a killed server wrote is in the operating system's cache all the same.
+    """
+    given = os.environ.get("EWE_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    with PostgresServer(settings={"fsync": "off"}) as server:
+        yield server.url()
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> str:
+    """The URL of a store of its own, whose schema is not made yet."""
+    return f"{postgres}?schema=t_{uuid4().hex[:16]}"
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new store, on each backend."""
+    if request.param == "postgres":
+        url: str = request.getfixturevalue("postgres_url")
+        return url
+    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/store.db"

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from event_workflow_engine.aggregates import Aggregate, Repository
-from event_workflow_engine.clock import Clock, SystemClock, to_micros
+from event_workflow_engine.clock import Clock, SystemClock, seconds, to_micros
 from event_workflow_engine.codecs import JSON, Codec
 from event_workflow_engine.commands import CommandBus
 from event_workflow_engine.config import EngineConfig
@@ -137,7 +137,8 @@ class WorkflowEngine:
         alarms = Alarms(self._clock)
         context = contextvars.copy_context()
         context.run(leave_saga)  # the engine may have been entered from inside of another's saga
-        worker = Worker(self._storage, liveness_of(self._storage), self.now, self._keeper.poke)
+        liveness = liveness_of(self._storage, seconds(self._config.lease))
+        worker = Worker(self._storage, liveness, self.now, self._keeper)
         kit = Kit(
             storage=self._storage,
             clock=self._clock,
@@ -147,6 +148,7 @@ class WorkflowEngine:
             actions=self._pool(stack, "ewe-action"),
             undo=self._pool(stack, "ewe-undo"),
             worker=worker.ref,
+            is_sure=liveness.is_sure,
             context=context,
             host=self._keeper,
             intercept=self._intercept,

@@ -7,9 +7,10 @@ import contextlib
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from event_workflow_engine.errors import StorageError
+from event_workflow_engine.errors import RowConflictError, StorageError
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage.port import Row, Unit, WorkerRef
 
@@ -19,65 +20,131 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.liveness import Liveness
     from event_workflow_engine.storage.port import Storage
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "WorkerOwner"]
 
 _log: Final = logging.getLogger("event_workflow_engine.workers")
-_LOOK_EVERY_S: Final = 0.1
+_MISSED_BEAT: Final = 0.25  # of the time between two, after which one that failed is tried again
+
+
+class WorkerOwner(Protocol):
+    """Whom a worker tells what became of it and of others."""
+
+    def poke(self) -> None:
+        """A dead worker's sagas have become free."""
+        ...
+
+    def worker_reborn(self, ref: WorkerRef) -> None:
+        """Others took this worker for dead and have its sagas; it goes on as another life, with none."""
+        ...
+
+    def worker_sure_again(self) -> None:
+        """For a while it was not certain that others took this worker for alive, but they did."""
+        ...
 
 
 class Worker:
-    """One life of this worker. Entering the engine again is another life, with another id.
+    """One worker. Entering the engine again is another one, with another id.
 
     Args:
         storage: Where the rows are.
         liveness: Tells who is gone.
         now: Microseconds since 1970.
-        on_burial: Called when a dead worker's sagas have become free.
+        owner: Whom to tell.
+
+    Attributes:
+        ref: Its id, and which life it is in.
     """
 
-    def __init__(
-        self, storage: Storage, liveness: Liveness, now: Callable[[], int], on_burial: Callable[[], None]
-    ) -> None:
+    def __init__(self, storage: Storage, liveness: Liveness, now: Callable[[], int], owner: WorkerOwner) -> None:
         self.ref = WorkerRef(uuid7(), 1)
         self._storage = storage
         self._liveness = liveness
         self._now = now
-        self._on_burial = on_burial
-        self._task: asyncio.Task[None] | None = None
+        self._owner = owner
+        self._beat = 0
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Register, then bury those that are gone: their sagas are free when this returns."""
         self._liveness.hold(self.ref.id)
+        sent = time.monotonic()
+        await self._register("insert", {})
+        self._liveness.beaten(sent)
+        await self.bury_the_dead()
+        self._tasks = [asyncio.create_task(self._look(), name="ewe-workers")]
+        if self._liveness.beat_every is not None:
+            self._tasks.append(asyncio.create_task(self._beat_for_ever(self._liveness.beat_every), name="ewe-heart"))
+
+    async def _register(self, op: Literal["insert", "update"], where: dict[str, Any]) -> None:
         now = self._now()
         values = {
             "incarnation": self.ref.incarnation,
             "alive": 1,
-            "beat": 0,
+            "beat": self._beat,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started_at": now,
         }
-        await self._storage.write(Unit(uuid7(), now, rows=(Row("workers", "insert", (self.ref.id,), values),)))
-        await self.bury_the_dead()
-        self._task = asyncio.create_task(self._look(), name="ewe-workers")
+        await self._storage.write(Unit(uuid7(), now, rows=(Row("workers", op, (self.ref.id,), values, where),)))
 
     async def stop(self) -> None:
         """Sign off; the caller has handed its sagas over."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(StorageError):
             await self._storage.perform(
                 "bury_worker", id=self.ref.id, incarnation=self.ref.incarnation, now=self._now()
             )
         self._liveness.release(self.ref.id)
 
+    # -- this one ----------------------------------------------------------------------------------------------------
+
+    async def _beat_for_ever(self, every: float) -> None:
+        complained = False
+        while True:
+            await asyncio.sleep(every if not complained else every * _MISSED_BEAT)
+            was_sure = self._liveness.is_sure()
+            try:
+                await self.beat()
+            except StorageError as error:
+                if not complained:
+                    complained = True
+                    _log.warning("worker %s: its heartbeat failed, trying again: %s", self.ref.id, error)
+                continue
+            complained = False
+            if not was_sure:
+                self._owner.worker_sure_again()
+
+    async def beat(self) -> None:
+        """Count one heartbeat; where others took this worker for dead, begin another life."""
+        sent = time.monotonic()
+        self._beat += 1
+        alive = {"incarnation": self.ref.incarnation, "alive": 1}
+        row = Row("workers", "update", (self.ref.id,), {"beat": self._beat}, alive)
+        try:
+            await self._storage.write(Unit(uuid7(), self._now(), rows=(row,)))
+        except RowConflictError:
+            await self._begin_again()
+        self._liveness.beaten(sent)
+
+    async def _begin_again(self) -> None:
+        dead = {"incarnation": self.ref.incarnation, "alive": 0}
+        self.ref = WorkerRef(self.ref.id, self.ref.incarnation + 1)
+        _log.warning("worker %s was taken for dead and goes on as its life %d: its heartbeats came too late, as after "
+                     "a suspended process or a blocked event loop", self.ref.id, self.ref.incarnation)  # fmt: skip
+        # First of all its sagas are let go of: they are others'.
+        self._owner.worker_reborn(self.ref)
+        await self._register("update", dead)
+
+    # -- others ------------------------------------------------------------------------------------------------------
+
     async def bury_the_dead(self) -> bool:
         """Declare dead whoever is gone, irrevocably; whether there was one."""
         found = False
         for row in await self._storage.query("live_workers"):
-            if row["id"] == self.ref.id or not self._liveness.is_gone(row["id"]):
+            if row["id"] == self.ref.id or not self._liveness.is_gone(row):
                 continue
             now = self._now()
             freed = await self._storage.perform("bury_worker", id=row["id"], incarnation=row["incarnation"], now=now)
@@ -89,9 +156,9 @@ class Worker:
 
     async def _look(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(self._liveness.look_every)
             try:
                 if await self.bury_the_dead():
-                    self._on_burial()
-            except StorageError:
-                _log.warning("could not look for dead workers; trying again", exc_info=True)
+                    self._owner.poke()
+            except StorageError as error:
+                _log.warning("could not look for dead workers, trying again: %s", error)

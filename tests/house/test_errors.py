@@ -11,6 +11,7 @@ from tests.house.sources import dotted, package_modules
 OUTSIDE_THE_TREE = {
     "BeginError": "between the SQLite session and its writer, which hands on its cause",
     "CommitInDoubtError": "between the SQLite session and its writer, which looks whether the units landed",
+    "NotFetchedError": "between judging a batch and the PostgreSQL writer, which fetches what is wanted",
     "SagaEvicted": "ends a body that has lost its saga; were it an Exception, a user's `except Exception` would keep it alive",
 }
 

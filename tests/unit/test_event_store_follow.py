@@ -20,10 +20,9 @@ from event_workflow_engine.events import NewEvent, RecordedEvent
 from event_workflow_engine.storage import Storage, open_storage
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/log.db"
-    async with open_storage(url) as opened:
+@pytest.fixture
+async def storage(store_url: str) -> AsyncIterator[Storage]:
+    async with open_storage(store_url, auto_upgrade=True) as opened:
         yield opened
 
 
@@ -114,7 +113,7 @@ async def test_a_follower_sees_a_long_log_in_pages(store: EventStore) -> None:
     assert [event.data for event in await following(store, 2300, after=0)] == list(range(2300))
 
 
-async def test_a_follower_ends_when_its_store_is_closed(storage: Storage) -> None:
+async def test_a_follower_ends_when_its_store_is_closed(storage: Storage, store_url: str) -> None:
     memory = storage.url == "memory://"
     reached = asyncio.Event()
     seen: list[Any] = []
@@ -124,7 +123,7 @@ async def test_a_follower_ends_when_its_store_is_closed(storage: Storage) -> Non
             seen.append(each.data)
             reached.set()
 
-    async with open_storage(storage.url) as other:
+    async with open_storage(store_url) as other:
         await (EventStore(other) if memory else EventStore(storage)).append("door-1", Shut())
         task = asyncio.create_task(follow(EventStore(other)))
         await reached.wait()

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +14,9 @@ from event_workflow_engine.events import CURRENT_EVENT, Metadata, NewEvent
 from event_workflow_engine.storage import Storage, open_storage
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/log.db"
-    async with open_storage(url) as opened:
+@pytest.fixture
+async def storage(store_url: str) -> AsyncIterator[Storage]:
+    async with open_storage(store_url, auto_upgrade=True) as opened:
         yield opened
 
 

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Storage
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/feeds.db"
-    async with open_storage(url) as opened:
+@pytest.fixture
+async def storage(store_url: str) -> AsyncIterator[Storage]:
+    async with open_storage(store_url, auto_upgrade=True) as opened:
         await settle(opened)
         yield opened
 

@@ -92,10 +92,9 @@ class Plan:
         await self._stack.aclose()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def plan(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[Plan]:
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/plan.db"
-    async with open_storage(url) as storage:
+@pytest.fixture
+async def plan(store_url: str) -> AsyncIterator[Plan]:
+    async with open_storage(store_url, auto_upgrade=True) as storage:
         plan = Plan(storage, VirtualClock(START))
         plan.clock.settle = plan.settle
         yield plan
@@ -230,7 +229,7 @@ async def test_unknown_functions_wait_and_stand_in_nobodys_way(plan: Plan, caplo
     await other.schedule(plan.tick, delay=60)
     await other.stop()
     scheduler = await plan.worker("w")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="event_workflow_engine.scheduler"):
         await plan.clock.advance(minutes=2)
     assert plan.times == [timedelta(minutes=1)]
     assert "'note' is not registered here" in caplog.text

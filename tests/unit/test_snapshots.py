@@ -70,10 +70,9 @@ class TestClock:
         self.time = max(self.time, when)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/log.db"
-    async with open_storage(url) as opened:
+@pytest.fixture
+async def storage(store_url: str) -> AsyncIterator[Storage]:
+    async with open_storage(store_url, auto_upgrade=True) as opened:
         yield opened
 
 

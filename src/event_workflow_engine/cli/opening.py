@@ -29,6 +29,8 @@ def existing(url: str) -> Storage:
     storage = open_storage(url, auto_upgrade=False)
     if url.startswith("memory:"):
         raise DefinitionError(f"{url}: a store in memory lives inside its own process; name a file with --url")
+    if not url.startswith(_SQLITE):
+        return storage
     path = Path(url.removeprefix(_SQLITE))
     if not path.exists():
         raise StorageUnavailableError(

@@ -7,6 +7,8 @@ import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from event_workflow_engine import history as h
 from event_workflow_engine.callables import CallInfo, called
 from event_workflow_engine.clock import seconds
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.config import EngineConfig
     from event_workflow_engine.runner.definitions import Definitions
     from event_workflow_engine.runner.kit import Kit
-    from event_workflow_engine.storage.port import Record, Written
+    from event_workflow_engine.storage.port import Record, WorkerRef, Written
     from event_workflow_engine.timers import Alarm
 
 __all__ = ["SagaKeeper"]
@@ -68,6 +70,8 @@ class SagaKeeper:
         self._due = asyncio.Event()
         self._due_alarm: Alarm | None = None
         self._code_came = False
+        self._strays = False
+        self._lost: list[str] = []
         self._looking = False
         self._own_commit = False
         self._accepting = False
@@ -301,8 +305,15 @@ class SagaKeeper:
             self._drop(run)
             self.spawn(self._reload_later(run.saga_id))
             return
-        _log.warning("saga %s is no longer this worker's: %s", run.saga_id, error)
         self._drop(run)
+        self._lost.append(run.saga_id)
+        if len(self._lost) == 1:  # a worker that is taken for dead loses all that it has: one line for them
+            self.kit.loop.call_later(_BACK_OFF_S, self._log_lost, error)
+
+    def _log_lost(self, error: BaseException) -> None:
+        lost, self._lost = self._lost, []
+        shown = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")  # noqa: PLR2004 - enough to recognise them by
+        _log.warning("%d sagas (%s) are no longer this worker's: %s", len(lost), shown, error)
 
     async def _reload_later(self, saga_id: str) -> None:
         while True:
@@ -380,6 +391,21 @@ class SagaKeeper:
         """Sagas may have become free: claim what there is room for."""
         self._due.set()
 
+    def worker_reborn(self, ref: WorkerRef) -> None:
+        """See `WorkerOwner.worker_reborn`: what is in memory is others' now, and nothing is recorded of it."""
+        self._let_go()
+        self.kit.worker = ref
+        self._due.set()
+
+    def worker_sure_again(self) -> None:
+        """See `WorkerOwner.worker_sure_again`: sagas that were let go of meanwhile are still this worker's."""
+        self._strays = True
+        self._due.set()
+
+    def _let_go(self) -> None:
+        for run in list(self._runs.values()):
+            run.lose(OwnershipLostError("this worker was taken for dead"))
+
     def code_came(self) -> None:
         """A saga was registered: those that wait for it can go on."""
         self._code_came = True
@@ -390,18 +416,41 @@ class SagaKeeper:
             await self._due.wait()
             self._due.clear()
             try:
-                await self._claim_due()
+                if self._strays:
+                    self._strays = False
+                    await self._release_strays()
+                if self.kit.is_sure():
+                    await self._claim_due()
                 if self._code_came:
                     self._code_came = False
                     await self._retry_standing()
             except StorageError as error:
                 _log.warning("claiming sagas failed, trying again: %s", error)
+                self._strays = True  # a claim whose answer was lost may have been made
                 await asyncio.sleep(_BACK_OFF_S)
                 self._due.set()
             except Exception:  # noqa: BLE001 - nothing else would claim sagas if this task ended
                 _log.exception("claiming sagas failed, trying again")
                 await asyncio.sleep(_BACK_OFF_S)
                 self._due.set()
+
+    async def _release_strays(self) -> None:
+        """Sagas that are this worker's by their rows but not in its memory go to whoever claims them next."""
+        kit = self.kit
+        try:
+            rows = await kit.storage.query("owned_sagas", worker=kit.worker.id)
+            strays = [row["id"] for row in rows if row["id"] not in self._runs]
+            ending = [one for one in strays if self._locks.held(one)]
+            if ending:  # their code has not ended, and nobody shall run them beside it
+                strays = [one for one in strays if one not in ending]
+                self._strays = True
+                self._wake_by(kit.now() + int(_BACK_OFF_S * _MICROS))
+            if strays:
+                ids = msgspec.json.encode(strays).decode()
+                await kit.storage.perform("release_sagas", worker=kit.worker.id, ids=ids, now=kit.now())
+        except StorageError:
+            self._strays = True
+            raise
 
     async def _claim_due(self) -> None:
         kit = self.kit

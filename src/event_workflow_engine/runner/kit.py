@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from event_workflow_engine.clock import Clock, to_micros
+from event_workflow_engine.errors import OwnershipLostError
 
 if TYPE_CHECKING:
     import asyncio
@@ -60,6 +61,7 @@ class Kit:
         "context",
         "host",
         "intercept",
+        "is_sure",
         "loop",
         "storage",
         "undo",
@@ -77,6 +79,7 @@ class Kit:
         actions: Executor,
         undo: Executor,
         worker: WorkerRef,
+        is_sure: Callable[[], bool],
         context: Context,
         host: Host,
         intercept: Interceptor | None = None,
@@ -89,6 +92,7 @@ class Kit:
         self.actions = actions
         self.undo = undo
         self.worker = worker
+        self.is_sure = is_sure
         self.context = context
         self.host = host
         self.intercept = intercept
@@ -96,3 +100,9 @@ class Kit:
     def now(self) -> int:
         """The clock, in microseconds since 1970."""
         return to_micros(self.clock.now())
+
+    def doubt(self) -> OwnershipLostError | None:
+        """Why no action may begin: others may take this worker for dead, and act themselves (rule 12)."""
+        if self.is_sure():
+            return None
+        return OwnershipLostError(f"worker {self.worker.id!r} has had no confirmed heartbeat for too long")

@@ -475,6 +475,9 @@ class SagaRun:
         """What was asked for is on disk: let it happen."""
         if self.draining:
             return
+        if (doubt := self.kit.doubt()) is not None:
+            self.lose(doubt)
+            return
         starting, self._starting = self._starting, []
         for step in starting:
             state = self.journal.steps[step]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from event_workflow_engine.errors import EngineStateError
 from event_workflow_engine.storage.group_commit import GroupCommitter, Listeners
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.group_commit import Execute
     from event_workflow_engine.storage.port import CommitHook, InlineFolder, Told, Unit, Written
 
-__all__ = ["GroupedStorage"]
+__all__ = ["GroupedStorage", "to_the_end"]
+
+T = TypeVar("T")
 
 
 class GroupedStorage(ABC):
@@ -128,3 +130,17 @@ class GroupedStorage(ABC):
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it."""
         self._folder = folder
+
+
+async def to_the_end(job: asyncio.Future[T]) -> T:
+    """The result of a job that must not be left halfway; a cancel that comes meanwhile is raised behind it."""
+    cancelled: asyncio.CancelledError | None = None
+    while not job.done():
+        try:
+            await asyncio.wait([job])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        job.exception()  # it was looked at
+        raise cancelled
+    return job.result()

@@ -1,15 +1,18 @@
-"""Which workers on one machine are alive, told by the operating system: a held file lock ends with its process.
+"""Which workers are alive (rule 12).
 
-SQLite's file is shared by processes of one machine, so no heartbeat and no lease are needed: a lock that can be taken
-is death, at once, whatever the process was doing (rule 12).
+On one machine the operating system tells: a held file lock ends with its process. SQLite's file is shared by processes
+of one machine, so no heartbeat and no lease are needed: a lock that can be taken is death, at once, whatever the
+process was doing. Over several machines a worker counts heartbeats in its row, and whoever sees the count stand still
+for one lease, by a clock of its own that nobody can set, takes it for dead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from event_workflow_engine.errors import StorageUnavailableError
@@ -18,13 +21,29 @@ if os.name != "nt":
     import fcntl
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from event_workflow_engine.storage.port import Storage
 
-__all__ = ["FileLiveness", "Liveness", "ProcessLiveness", "liveness_of"]
+__all__ = ["FileLiveness", "HeartbeatLiveness", "Liveness", "ProcessLiveness", "liveness_of"]
+
+_LOCK_LOOK_S: Final = 0.1
+_LOOKS_A_LEASE: Final = 30
+_MOST_LOOK_S: Final = 0.5
+_BEATS_A_LEASE: Final = 5
+_MARGIN: Final = 0.2  # of the lease
 
 
 class Liveness(Protocol):
-    """Holds one worker's sign of life, and tells whether another's is gone. Sync: it takes microseconds."""
+    """Holds one worker's sign of life, and tells whether another's is gone. Sync: it takes microseconds.
+
+    Attributes:
+        look_every: Seconds between two looks for those that are gone.
+        beat_every: Seconds between two heartbeats; ``None`` where the sign of life needs none.
+    """
+
+    look_every: float
+    beat_every: float | None
 
     def hold(self, worker: str) -> None:
         """Show that `worker` lives, until `release` or the end of the process."""
@@ -34,12 +53,34 @@ class Liveness(Protocol):
         """Show it no longer."""
         ...
 
-    def is_gone(self, worker: str) -> bool:
-        """Whether `worker` certainly lives no more."""
+    def is_gone(self, worker: Mapping[str, Any]) -> bool:
+        """Whether the worker of a row of ``workers`` certainly lives no more."""
+        ...
+
+    def beaten(self, sent: float) -> None:
+        """A heartbeat that was sent at that time, on the clock of ``time.monotonic``, is in the store."""
+        ...
+
+    def is_sure(self) -> bool:
+        """Whether the held worker is certainly not taken for dead by others, so that it may begin to act."""
         ...
 
 
-class FileLiveness:
+class _HeldByThePlatform:
+    """A sign of life that lasts as long as the process does."""
+
+    look_every: float = _LOCK_LOOK_S
+    beat_every: float | None = None
+
+    def beaten(self, sent: float) -> None:
+        """See `Liveness.beaten`."""
+
+    def is_sure(self) -> bool:
+        """See `Liveness.is_sure`."""
+        return True
+
+
+class FileLiveness(_HeldByThePlatform):
     """One locked file for each worker, in a folder beside the database.
 
     The lock belongs to the open file, which child processes do not inherit; a bare ``os.fork`` does, and then the
@@ -81,12 +122,13 @@ class FileLiveness:
                 self._path(worker).unlink()
             os.close(descriptor)
 
-    def is_gone(self, worker: str) -> bool:
+    def is_gone(self, worker: Mapping[str, Any]) -> bool:
         """See `Liveness.is_gone`."""
-        if worker in self._held:
+        name = worker["id"]
+        if name in self._held:
             return False
         try:
-            descriptor = os.open(self._path(worker), os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self._path(name), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return True
         except OSError:
@@ -97,13 +139,13 @@ class FileLiveness:
             return False
         else:
             with contextlib.suppress(OSError):
-                self._path(worker).unlink()
+                self._path(name).unlink()
             return True
         finally:
             os.close(descriptor)
 
 
-class ProcessLiveness:
+class ProcessLiveness(_HeldByThePlatform):
     """For a store that lives in one process: its workers are those that hold."""
 
     def __init__(self) -> None:
@@ -117,16 +159,75 @@ class ProcessLiveness:
         """See `Liveness.release`."""
         self._held.discard(worker)
 
-    def is_gone(self, worker: str) -> bool:
+    def is_gone(self, worker: Mapping[str, Any]) -> bool:
         """See `Liveness.is_gone`."""
-        return worker not in self._held
+        return worker["id"] not in self._held
+
+
+class HeartbeatLiveness:
+    """Workers on many machines, told by the heartbeat counters of their rows.
+
+    A worker is gone when its counter has stood still for one lease of this process's monotonic clock, so clocks that
+    are wrong or set anew move nothing. This process's own worker is sure of itself until a margin before the others may
+    take it for dead: a lease after the last heartbeat that is certainly in the store was *sent*.
+
+    Args:
+        lease: Seconds; the same for all workers of a store.
+        monotonic: A clock that only goes forward, in seconds.
+    """
+
+    def __init__(self, lease: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.look_every = min(lease / _LOOKS_A_LEASE, _MOST_LOOK_S)
+        self.beat_every: float | None = lease / _BEATS_A_LEASE
+        self._lease = lease
+        self._monotonic = monotonic
+        self._sure_until = float("-inf")
+        self._seen: dict[str, tuple[tuple[int, int], float]] = {}  # beat of which life, and since when
+        self._held = ""
+
+    def hold(self, worker: str) -> None:
+        """See `Liveness.hold`."""
+        self._held = worker
+
+    def release(self, worker: str) -> None:
+        """See `Liveness.release`."""
+        if worker == self._held:
+            self._held = ""
+            self._sure_until = float("-inf")
+
+    def is_gone(self, worker: Mapping[str, Any]) -> bool:
+        """See `Liveness.is_gone`."""
+        name, beat, now = worker["id"], (worker["incarnation"], worker["beat"]), self._monotonic()
+        known = self._seen.get(name)
+        if known is None or known[0] != beat:
+            self._seen[name] = (beat, now)
+            return False
+        if name == self._held or now - known[1] < self._lease:
+            return False
+        del self._seen[name]
+        return True
+
+    def beaten(self, sent: float) -> None:
+        """See `Liveness.beaten`."""
+        self._sure_until = sent + self._lease * (1 - _MARGIN)
+
+    def is_sure(self) -> bool:
+        """See `Liveness.is_sure`."""
+        return self._monotonic() < self._sure_until
 
 
 _of_storage: WeakKeyDictionary[Storage, ProcessLiveness] = WeakKeyDictionary()
 
 
-def liveness_of(storage: Storage) -> Liveness:
-    """The liveness that fits a store."""
+def liveness_of(storage: Storage, lease: float) -> Liveness:
+    """The liveness that fits a store.
+
+    Args:
+        storage: The store.
+        lease: Seconds that an unchanged heartbeat leaves a worker alive, where there are heartbeats.
+    """
+    if storage.url.startswith("postgres"):
+        return HeartbeatLiveness(lease)
     path = storage.url.removeprefix("sqlite:///")
     if path != storage.url and os.name != "nt":
         return FileLiveness(Path(f"{path}-ewe-workers"))

@@ -13,15 +13,19 @@ if TYPE_CHECKING:
 
 __all__ = ["open_storage"]
 
-_SUPPORTED: Final = "sqlite:///relative.db, sqlite:////absolute/path.db and memory://"
+_SUPPORTED: Final = (
+    "sqlite:///relative.db, sqlite:////absolute/path.db, postgresql://user:password@host/database and memory://"
+)
 
 
 def open_storage(url: str, *, auto_upgrade: bool | None = None) -> Storage:
     """The store at `url`, to be entered as an async context manager. Nothing is touched before that.
 
     Args:
-        url: ``sqlite:///relative.db``, ``sqlite:////absolute/path.db``, or ``memory://`` (nothing survives the object).
-        auto_upgrade: Create and migrate the schema on entering. Default: the backend's custom; SQLite does.
+        url: ``sqlite:///relative.db``, ``sqlite:////absolute/path.db``, ``postgresql://user:password@host/database``
+            (its options: `Address.of`), or ``memory://`` (nothing survives the object).
+        auto_upgrade: Create and migrate the schema on entering. Default: the backend's custom; SQLite does,
+            PostgreSQL, which many processes share, does not.
 
     Raises:
         DefinitionError: No backend takes such a URL.
@@ -53,8 +57,17 @@ def open_storage(url: str, *, auto_upgrade: bool | None = None) -> Storage:
             )
         return SqliteStorage(rest[1:], url=url, auto_upgrade=auto_upgrade is not False)
     if scheme.partition("+")[0] in ("postgresql", "postgres"):
-        raise DefinitionError(
-            f"{url!r}: this version has no PostgreSQL backend (the extra event-workflow-engine[postgres] is reserved "
-            f"for it); supported are {_SUPPORTED}"
-        )
+        return _postgres(url, auto_upgrade=bool(auto_upgrade))
     raise DefinitionError(f"no backend takes {scheme}:// URLs; supported are {_SUPPORTED}")
+
+
+def _postgres(url: str, *, auto_upgrade: bool) -> Storage:
+    try:
+        from event_workflow_engine.storage.postgres import PostgresStorage  # noqa: PLC0415 - it needs an extra
+    except ModuleNotFoundError as error:
+        if error.name != "asyncpg":
+            raise
+        raise DefinitionError(
+            "a PostgreSQL store needs asyncpg: pip install 'event-workflow-engine[postgres]'"
+        ) from error
+    return PostgresStorage(url, auto_upgrade=auto_upgrade)

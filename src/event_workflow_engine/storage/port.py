@@ -166,7 +166,11 @@ class RowReader(Protocol):
 
 
 class InlineFolder(Protocol):
-    """Folds the records of a unit into rows, inside the commit, in batch order. Runs on the writer's thread."""
+    """Folds the records of a unit into rows, inside the commit, in batch order. Runs on the writer's thread.
+
+    It depends on its arguments alone: where other processes write to the store it may be called again for a unit, with
+    other rows to read and other positions, and only what it returned last is written.
+    """
 
     def __call__(self, unit: Unit, records: Sequence[Record], rows: RowReader, /) -> Sequence[Row]:
         """The rows to write with `unit`. Raising fails the unit; it raises only where ``unit.strict``."""
@@ -302,6 +306,7 @@ READS: Final = (
     "next_wake",  # :sagas (JSON array of [name, version]) -> one row wake_at: smallest over unowned, unended sagas of
     #               these definitions, or no row
     "woken_sagas",  # :worker -> rows of sagas that :worker owns and to whose inbox somebody wrote (wake_at is set)
+    "owned_sagas",  # :worker -> one column id: the unended sagas that :worker owns, by id
     "sagas_count",  # -> rows state, n (counted over all sagas)
     "live_workers",  # -> rows of workers where alive = 1
     "streams_page",  # :prefix ('' all) :after (stream, '' first) :limit -> stream, version, events, last_at

@@ -10,7 +10,7 @@ from event_workflow_engine.storage.port import ANY_VERSION, STREAM_EXISTS
 if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Append, NewRecord, Unit
 
-__all__ = ["check_text", "check_unit", "check_version"]
+__all__ = ["check_text", "check_unit", "check_version", "is_plain"]
 
 _INT64_MAX: Final = 2**63 - 1
 _MOST_EVENTS: Final = 1_000_000
@@ -37,6 +37,16 @@ def check_unit(unit: Unit) -> None:
             first = False
 
 
+def is_plain(record: NewRecord) -> bool:
+    """Whether a record has the types that it should have; what is odd is for `check_unit` to name."""
+    return (
+        record.data.__class__ is bytes
+        and record.id.__class__ is str
+        and record.type.__class__ is str
+        and record.count > 0
+    )
+
+
 def check_version(append: Append, version: int) -> None:
     """Check that a stream at `version` is as `append` expects it.
 
@@ -53,13 +63,15 @@ def check_version(append: Append, version: int) -> None:
 
 
 def check_text(value: object, what: str) -> None:
-    """Check that `value` is non-empty text which UTF-8 can hold.
+    """Check that `value` is non-empty text that every backend can store: UTF-8 without NUL.
 
     Raises:
         DefinitionError: It is not.
     """
     if not isinstance(value, str) or not value:
         raise DefinitionError(f"{what} must be non-empty text, not {value!r}")
+    if "\0" in value:
+        raise DefinitionError(f"{what} holds the character NUL, which not every store can hold: {value!r}")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -68,7 +68,9 @@ def test_no_command_makes_or_migrates_a_schema(empty: Ewe) -> None:
         assert connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
 
 
-@pytest.mark.parametrize("url", ["memory://", "nonsense", "mysql://x", "sqlite://", "postgresql://localhost/x"])
+@pytest.mark.parametrize(
+    "url", ["memory://", "nonsense", "mysql://x", "sqlite://", "postgresql://localhost/x?schema=X"]
+)
 def test_a_url_that_names_no_shared_store_is_refused(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["run", "list", "--url", url]) == 1
     out, err = capsys.readouterr()

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from event_workflow_engine.projections import Transaction
     from event_workflow_engine.storage.port import Storage
 
-LINES = "SELECT key, amount FROM {lines} ORDER BY rowid"
-
 
 async def put(engine: WorkflowEngine, *events: Any) -> int:
     position = 0
@@ -26,7 +24,14 @@ async def put(engine: WorkflowEngine, *events: Any) -> int:
 
 
 async def lines(engine: WorkflowEngine, projection: SqlProjection) -> list[tuple[str, int]]:
-    return [(row["key"], row["amount"]) for row in await engine.projections.fetch(projection, LINES)]
+    """In the order in which they were written."""
+    written = "ctid" if on_postgres(engine) else "rowid"
+    rows = await engine.projections.fetch(projection, f"SELECT key, amount FROM {{lines}} ORDER BY {written}")
+    return [(row["key"], row["amount"]) for row in rows]
+
+
+def on_postgres(engine: WorkflowEngine) -> bool:
+    return engine.storage.url.startswith("postgresql:")
 
 
 async def test_poison_parks_its_streams_later_events_and_others_go_on(engine: WorkflowEngine) -> None:
@@ -113,8 +118,12 @@ async def test_rebuild_and_versions_begin_with_empty_tables(storage: Storage, mo
             await engine.projections.rebuild(projection)
             assert await lines(engine, projection) == [("a", 1), ("a", 2)]
             assert (await engine.projections.status(projection)).parked == 1
-        names = await engine.projections.fetch(projection, "SELECT name FROM sqlite_master WHERE name LIKE 'p_book%'")
-        assert [row["name"] for row in names] == ["p_book_lines_g4"]
+        there = (
+            "SELECT tablename AS name FROM pg_tables WHERE schemaname = current_schema() AND tablename LIKE 'p_book%'"
+            if on_postgres(engine)
+            else "SELECT name FROM sqlite_master WHERE name LIKE 'p_book%'"
+        )
+        assert [row["name"] for row in await engine.projections.fetch(projection, there)] == ["p_book_lines_g4"]
         await engine.projections.wait_for(projection, await put(engine, Added("a", 3)))
         assert await lines(engine, projection) == [("a", 1), ("a", 2), ("a", 3)]
     async with WorkflowEngine(storage) as engine:

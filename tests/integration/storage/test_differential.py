@@ -1,6 +1,6 @@
-"""Random units on the memory and the SQLite backend: the same verdicts, and the same store to read afterwards.
+"""Random units on the memory backend and another: the same verdicts, and the same store to read afterwards.
 
-The memory backend is written to be read and takes no short cuts; SQLite's judges from caches and writes in batches.
+The memory backend is written to be read and takes no short cuts; the others judge from caches and write in batches.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ import asyncio
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import uuid4
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from event_workflow_engine.errors import RowConflictError, VersionConflictError, WorkflowError
+from event_workflow_engine.storage import open_storage
+from event_workflow_engine.storage.judging import caches
 from event_workflow_engine.storage.memory import MemoryStorage
 from event_workflow_engine.storage.port import (
     ANY_VERSION,
@@ -27,7 +31,6 @@ from event_workflow_engine.storage.port import (
     WorkerRef,
     Written,
 )
-from event_workflow_engine.storage.sqlite import SqliteStorage, caches
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -122,6 +125,10 @@ def plain(outcome: Any) -> Any:
 class Differential(RuleBasedStateMachine):
     """Both stores, and all that is done to them."""
 
+    def url(self) -> str:
+        """Of a new store."""
+        raise NotImplementedError
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="ewe-differential-"))
@@ -133,16 +140,17 @@ class Differential(RuleBasedStateMachine):
         for name in self.limits:
             setattr(caches, name, 1)
         self.memory = MemoryStorage()
-        # Two on one file, as in two processes: each remembers what the other may have changed.
-        self.sqlite, self.other = (SqliteStorage(self.folder / "store.db") for _ in range(2))
-        self.told: dict[str, list[tuple[Unit, Written]]] = {"memory": [], "sqlite": []}
+        # Two on one store, as in two processes: each remembers what the other may have changed.
+        url = self.url()
+        self.judged, self.other = (open_storage(url, auto_upgrade=True) for _ in range(2))
+        self.told: dict[str, list[tuple[Unit, Written]]] = {"memory": [], "judged": []}
         for store in self.all:
             self.runner.run(store.__aenter__())
-            store.add_commit_hook(self.told["memory" if store is self.memory else "sqlite"].extend)
+            store.add_commit_hook(self.told["memory" if store is self.memory else "judged"].extend)
 
     @property
     def all(self) -> list[Storage]:
-        return [self.memory, self.sqlite, self.other]
+        return [self.memory, self.judged, self.other]
 
     def teardown(self) -> None:
         for store in self.all:
@@ -154,7 +162,7 @@ class Differential(RuleBasedStateMachine):
 
     @rule()
     def switch(self) -> None:
-        self.sqlite, self.other = self.other, self.sqlite
+        self.judged, self.other = self.other, self.judged
 
     def both(self, do: Callable[[Storage], Awaitable[Any]]) -> Any:
         async def attempt(store: Storage) -> Any:
@@ -163,8 +171,8 @@ class Differential(RuleBasedStateMachine):
             except WorkflowError as error:
                 return plain(error)
 
-        memory, sqlite = (self.runner.run(attempt(store)) for store in (self.memory, self.sqlite))
-        assert sqlite == memory
+        memory, judged = (self.runner.run(attempt(store)) for store in (self.memory, self.judged))
+        assert judged == memory
         return memory
 
     @initialize(folded=st.booleans())
@@ -218,7 +226,7 @@ class Differential(RuleBasedStateMachine):
 
     @rule()
     def leave_and_enter(self) -> None:
-        for store in (self.memory, self.sqlite):
+        for store in (self.memory, self.judged):
             self.runner.run(store.__aexit__(None, None, None))
             self.runner.run(store.__aenter__())
 
@@ -273,8 +281,28 @@ class Differential(RuleBasedStateMachine):
                 self.both(lambda s, g=generation, k=key: s.get("documents", ("p", g, k)))
         for stream in STREAMS:
             self.both(lambda s, n=stream: s.get("documents", ("count", 1, n)))
-        assert self.told["sqlite"] == self.told["memory"]
+        assert self.told["judged"] == self.told["memory"]
 
 
-Differential.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
-test_memory_and_sqlite_agree = Differential.TestCase
+class OnSqlite(Differential):
+    def url(self) -> str:
+        return f"sqlite:///{self.folder / 'store.db'}"
+
+
+class OnPostgres(Differential):
+    server: ClassVar[str]
+
+    def url(self) -> str:
+        return f"{self.server}?schema=d_{uuid4().hex[:16]}"
+
+
+OnSqlite.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+OnPostgres.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+test_memory_and_sqlite_agree = OnSqlite.TestCase
+
+
+@pytest.mark.slow
+class TestMemoryAndPostgresAgree(OnPostgres.TestCase):
+    @pytest.fixture(autouse=True)
+    def of_the_run(self, postgres: str) -> None:
+        OnPostgres.server = postgres

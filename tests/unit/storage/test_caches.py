@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from event_workflow_engine.storage.sqlite.caches import Cache
+from event_workflow_engine.storage.judging.caches import Cache
 
 
 def test_what_is_used_stays_and_what_is_not_goes() -> None:

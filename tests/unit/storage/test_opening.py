@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,8 +52,6 @@ def test_memory() -> None:
         "sqlite:///trips.db?timeout=5",
         "memory://x",
         "mysql://host/db",
-        "postgresql://host/db",
-        "postgresql+asyncpg://host/db",
         "://",
     ],
 )
@@ -63,9 +62,36 @@ def test_a_bad_url_says_what_is_supported(url: str) -> None:
     assert "memory" in str(caught.value)
 
 
-def test_postgresql_names_the_extra() -> None:
+def test_postgresql_names_the_extra_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("event_workflow_engine.storage.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
     with pytest.raises(DefinitionError, match=r"event-workflow-engine\[postgres\]"):
         open_storage("postgresql://localhost/x")
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("postgresql://u:secret@h/d?schema=Upper", "schema='Upper'"),
+        ("postgresql://u:secret@h/d?schema=a;b", "schema='a;b'"),
+        ("postgresql://u:secret@h/d?schema=", "schema=''"),
+        ("postgresql://u:secret@h/d?pool=0", "pool='0'"),
+        ("postgresql://u:secret@h/d?pool=many", "pool='many'"),
+        ("postgresql://u:secret@h/d?prepared=maybe", "prepared='maybe'"),
+        ("postgresql://u:secret@[h/d", "cannot be read"),
+    ],
+)
+def test_options_of_postgresql_are_checked_and_no_password_is_shown(url: str, what: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        open_storage(url)
+    assert what in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
+def test_the_url_of_a_postgresql_store_is_shown_without_its_password(scheme: str) -> None:
+    assert open_storage(f"{scheme}://u:secret@h:5/d?schema=x").url == f"{scheme}://u:***@h:5/d?schema=x"
 
 
 def test_nothing_is_touched_before_entering(tmp_path: Path) -> None:

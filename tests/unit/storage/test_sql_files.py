@@ -9,8 +9,9 @@ import pytest
 
 from event_workflow_engine.storage.memory.queries import CLAIM_FUNCTIONS, READ_FUNCTIONS
 from event_workflow_engine.storage.port import CLAIMS, READS
+from event_workflow_engine.storage.sql_files import parsed, statements_of
 from event_workflow_engine.storage.sqlite.migrate import MIGRATIONS
-from event_workflow_engine.storage.sqlite.queries import QUERIES, parsed, statements_of
+from event_workflow_engine.storage.sqlite.queries import QUERIES
 from event_workflow_engine.storage.tables import TABLES
 
 if TYPE_CHECKING:

@@ -63,6 +63,12 @@ def woken_sagas(store: MemoryState, *, worker: str) -> Rows:
     ]
 
 
+def owned_sagas(store: MemoryState, *, worker: str) -> Rows:
+    """The ids of sagas in a worker's hands."""
+    rows = [row for row in store.rows("sagas") if row["owner"] == worker and row["ended_at"] is None]
+    return [{"id": row["id"]} for row in rows]
+
+
 def sagas_count(store: MemoryState) -> Rows:
     """How many sagas there are in each state."""
     counts: dict[Any, int] = {}
@@ -302,6 +308,7 @@ READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
         sagas_by_ids,
         next_wake,
         woken_sagas,
+        owned_sagas,
         sagas_count,
         live_workers,
         streams_page,

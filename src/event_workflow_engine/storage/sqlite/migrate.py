@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from event_workflow_engine.errors import SchemaVersionError
+from event_workflow_engine.storage.sql_files import check_applied, read_migrations, statements_of
 from event_workflow_engine.storage.sqlite.connection import APPLICATION_ID
-from event_workflow_engine.storage.sqlite.queries import statements_of
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-__all__ = ["MIGRATIONS", "Migration", "check_known", "migrate"]
+    from event_workflow_engine.storage.sql_files import Migration
+
+__all__ = ["MIGRATIONS", "check_known", "migrate"]
 
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -27,33 +28,7 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 """
 
 
-class Migration(NamedTuple):
-    """One step of the schema.
-
-    Attributes:
-        number: From 1, without gaps.
-        name: The file's name.
-        script: Its SQL.
-    """
-
-    number: int
-    name: str
-    script: str
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the script, as hex."""
-        return hashlib.sha256(self.script.encode()).hexdigest()
-
-
-def _load() -> tuple[Migration, ...]:
-    files = sorted((Path(__file__).parent / "migrations").glob("[0-9]*.sql"))
-    return tuple(
-        Migration(int(file.name.partition("_")[0]), file.name, file.read_text(encoding="utf-8")) for file in files
-    )
-
-
-MIGRATIONS: Final = _load()
+MIGRATIONS: Final = read_migrations(Path(__file__).parent / "migrations")
 """All migrations, in order."""
 
 
@@ -69,14 +44,7 @@ def migrate(
     version = check_known(connection, path, migrations)
     newest = migrations[-1].number
     applied = _applied(connection) if version else {}
-    for migration in migrations[:version]:
-        was = applied.get(migration.number)
-        if was != migration.checksum:
-            what = "is not recorded as applied" if was is None else "differs from the one that was applied"
-            raise SchemaVersionError(
-                f"{path}: migration {migration.name} {what}: a migration is never edited once it was released; "
-                "restore the file, or the database from a backup"
-            )
+    check_applied(path, applied, migrations[:version])
     pending = migrations[version:]
     if pending and not auto_upgrade:
         raise SchemaVersionError(

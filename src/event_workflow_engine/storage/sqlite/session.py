@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from event_workflow_engine.errors import StorageUnavailableError
+from event_workflow_engine.storage.judging.caches import StoreCache
 from event_workflow_engine.storage.row_images import SHAPES
-from event_workflow_engine.storage.sqlite.caches import StoreCache
 from event_workflow_engine.storage.sqlite.connection import look_at, open_writer, use_wal
 from event_workflow_engine.storage.sqlite.locks import StoreLock
 from event_workflow_engine.storage.sqlite.migrate import check_known, migrate

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from event_workflow_engine.errors import EngineStateError
 from event_workflow_engine.storage.group_commit import Repeated
-from event_workflow_engine.storage.lifecycle import GroupedStorage
+from event_workflow_engine.storage.lifecycle import GroupedStorage, to_the_end
 from event_workflow_engine.storage.port import RINGING_CLAIMS, Written
 from event_workflow_engine.storage.sqlite.connection import connect as default_connect
 from event_workflow_engine.storage.sqlite.readers import READER_THREADS, Readers
@@ -113,7 +113,7 @@ class SqliteStorage(GroupedStorage):
     async def perform(self, name: str, /, **params: Any) -> Rows:
         """Run a named claim, in its turn."""
         writer, thread = self._writing
-        rows = await self._committer.alone(lambda: _to_the_end(thread.call(writer.claim, name, params)))
+        rows = await self._committer.alone(lambda: to_the_end(thread.call(writer.claim, name, params)))
         if rows or name in RINGING_CLAIMS:
             self._listeners.ring()
         return rows
@@ -127,17 +127,17 @@ class SqliteStorage(GroupedStorage):
         session = _SqliteSession(writer, thread)
         begun = thread.call(writer.begin_exclusive)
         try:
-            await _to_the_end(begun)
+            await to_the_end(begun)
             async with bounded_hold():
                 await work(session)
         except BaseException:
             session.closed = True
             if begun.exception() is None:
                 writer.interrupt()  # a statement may still run, for a caller that was cancelled
-                await _to_the_end(thread.call(writer.abort_exclusive))
+                await to_the_end(thread.call(writer.abort_exclusive))
             raise
         session.closed = True
-        verdict = await _to_the_end(thread.call(writer.commit_exclusive, unit))
+        verdict = await to_the_end(thread.call(writer.commit_exclusive, unit))
         if isinstance(verdict, Written):
             self._listeners.announce([(unit, verdict)])
             return verdict
@@ -249,17 +249,3 @@ class _SqliteSession:
         if self.closed:
             raise EngineStateError("the transaction of this session has ended")
         return await self._thread.call(self._writer.user_sql, sql, params)
-
-
-async def _to_the_end(job: asyncio.Future[T]) -> T:
-    """The result of a job that must not be left halfway; a cancel that comes meanwhile is raised behind it."""
-    cancelled: asyncio.CancelledError | None = None
-    while not job.done():
-        try:
-            await asyncio.wait([job])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        job.exception()  # it was looked at
-        raise cancelled
-    return job.result()

@@ -28,6 +28,8 @@ class _Counter:
         for each in records:
             if each.type == "poison":
                 raise LookupError("poison")
+            while self.seen and self.seen[-1].position >= each.position:
+                self.seen.pop()  # it is folded again, and only the last time counts
             self.seen.append(each)
             if each.stream not in out:
                 row = rows.get("documents", ("count", 1, each.stream))

@@ -35,6 +35,9 @@ SELECT * FROM sagas
 WHERE owner = :worker AND owner <> '' AND ended_at IS NULL AND wake_at IS NOT NULL
 ORDER BY id;
 
+-- name: owned_sagas
+SELECT id FROM sagas WHERE owner = :worker AND owner <> '' AND ended_at IS NULL ORDER BY id;
+
 -- name: sagas_count
 SELECT state, count(*) AS n FROM sagas GROUP BY state ORDER BY state;
 

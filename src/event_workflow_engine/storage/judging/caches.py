@@ -1,4 +1,4 @@
-"""What the writer remembers of the store between batches, so that most units are judged without a query."""
+"""What a writer remembers of the store between batches, so that most units are judged without a query."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.storage.row_images import Image, Key
 
-__all__ = ["NO_EVENTS", "Cache", "Head", "StoreCache"]
+__all__ = ["NO_EVENTS", "Cache", "Head", "StoreCache", "by_table"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -70,6 +70,11 @@ Head = tuple[int, int, int]
 NO_EVENTS: Final[Head] = (0, 0, 0)
 
 
+def by_table() -> dict[str, Cache[Any, Any]]:
+    """A cache for each declared table."""
+    return {name: Cache(SAGAS_LIMIT if name == "sagas" else ROWS_LIMIT) for name in SHAPES}
+
+
 class StoreCache:
     """Ends of streams, images of rows and the last position, as the last commit left them.
 
@@ -87,9 +92,7 @@ class StoreCache:
 
     def __init__(self) -> None:
         self.heads: Cache[str, Head] = Cache(HEADS_LIMIT)
-        self.rows: dict[str, Cache[Key, Image | None]] = {
-            name: Cache(SAGAS_LIMIT if name == "sagas" else ROWS_LIMIT) for name in SHAPES
-        }
+        self.rows: dict[str, Cache[Key, Image | None]] = by_table()
         self.position: int | None = None
         self.last_stream = 0
         self._commits = 0

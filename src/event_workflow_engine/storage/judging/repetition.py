@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from event_workflow_engine.errors import EventIdConflictError
 from event_workflow_engine.storage.group_commit import Repeated
+from event_workflow_engine.storage.judging.landed import KnownIds, stored_appends
 from event_workflow_engine.storage.port import Written
-from event_workflow_engine.storage.sqlite.log_lookup import KnownIds, find_known, landed_unit, stored_appends
-from event_workflow_engine.storage.sqlite.statements import ID_PLACE, RECORD_WIDTH
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterable
 
+    from event_workflow_engine.storage.judging.landed import LandedUnit
     from event_workflow_engine.storage.port import Unit
 
-__all__ = ["Repetitions"]
+__all__ = ["Ids", "RecordLayout", "Repetitions"]
+
+
+class Ids(Protocol):
+    """Asks the store for ids."""
+
+    def find(self, units: Iterable[Unit], known: KnownIds) -> None:
+        """Add to `known` those ids of the units and their records that are stored."""
+        ...
+
+    def landed(self, unit_id: str) -> LandedUnit | None:
+        """The unit whose first record has that id."""
+        ...
+
+
+class RecordLayout(NamedTuple):
+    """How a backend lays out the records of a batch: flat, so many values each, the id among them at a place."""
+
+    width: int
+    id_place: int
 
 
 class Repetitions:
@@ -26,10 +44,11 @@ class Repetitions:
         accepted: The units of this batch that won, by id.
     """
 
-    def __init__(self, connection: sqlite3.Connection, records: list[Any]) -> None:
+    def __init__(self, ids: Ids, records: list[Any], layout: RecordLayout) -> None:
         """Watch the records that the batch is going to insert, as flat parameters."""
-        self._connection = connection
+        self._ids = ids
         self._records = records
+        self._layout = layout
         self._seen = 0  # how far `_record_ids` is up to date
         self._record_ids: set[str] = set()
         self._known = KnownIds(set(), set())
@@ -37,7 +56,7 @@ class Repetitions:
 
     def look_up(self, units: Iterable[Unit]) -> None:
         """Find out which ids of `units` the store holds; `verdict` knows only of those."""
-        find_known(self._connection, units, self._known)
+        self._ids.find(units, self._known)
 
     def verdict(self, unit: Unit) -> Repeated | None:
         """What the unit wrote the first time; ``None`` where none of its ids is taken.
@@ -62,7 +81,7 @@ class Repetitions:
         taken = [i for i in ids if i in self._known.records or i in accepted_ids]
         if not taken:
             return None
-        landed = landed_unit(self._connection, unit.id)
+        landed = self._ids.landed(unit.id)
         if landed is None:
             raise EventIdConflictError(f"event id {taken[0]!r} is stored already, in another unit")
         if landed.appends != wanted:
@@ -71,7 +90,8 @@ class Repetitions:
 
     def _accepted_record_ids(self) -> set[str]:
         """The ids of all records accepted so far; brought up to date only when somebody asks."""
-        self._record_ids.update(self._records[self._seen + ID_PLACE :: RECORD_WIDTH])
+        width, place = self._layout
+        self._record_ids.update(self._records[self._seen + place :: width])
         self._seen = len(self._records)
         return self._record_ids
 

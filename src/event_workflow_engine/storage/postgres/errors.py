@@ -1,0 +1,135 @@
+"""What PostgreSQL and its driver raise, in this library's words: which database, what happened, what to do."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import asyncpg
+
+from event_workflow_engine.errors import (
+    DefinitionError,
+    SchemaVersionError,
+    StorageCorruptError,
+    StorageError,
+    StorageUnavailableError,
+    WorkflowError,
+)
+
+__all__ = ["is_lost_connection", "storage_error"]
+
+_MEANINGS: Final[tuple[tuple[tuple[type[BaseException], ...], type[WorkflowError], str], ...]] = (
+    (
+        (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError),
+        StorageUnavailableError,
+        "check the user and password of the URL, and pg_hba.conf",
+    ),
+    (
+        (asyncpg.InvalidCatalogNameError,),
+        StorageUnavailableError,
+        "there is no such database: create it, or correct the URL",
+    ),
+    (
+        (asyncpg.InsufficientPrivilegeError,),
+        StorageUnavailableError,
+        "the role lacks a right: let it own the schema, or GRANT it USAGE on the schema and all rights within",
+    ),
+    (
+        (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError),
+        SchemaVersionError,
+        "the schema is missing or incomplete: run `ewe db upgrade`, or open it with auto_upgrade=True",
+    ),
+    (
+        (asyncpg.TooManyConnectionsError,),
+        StorageUnavailableError,
+        "the server has no connection left: raise max_connections, lower pool=, or put a pooler before it",
+    ),
+    (
+        (asyncpg.ReadOnlySQLTransactionError,),
+        StorageUnavailableError,
+        "the server takes no writes, as a standby does: connect to the primary (target_session_attrs=read-write)",
+    ),
+    (
+        (asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError),
+        StorageUnavailableError,
+        "the server is starting or stopping: try again",
+    ),
+    (
+        (asyncpg.DiskFullError,),
+        StorageUnavailableError,
+        "the server's disk is full: free space, then try again; what was acknowledged is safe",
+    ),
+    (
+        (asyncpg.OutOfMemoryError, asyncpg.InsufficientResourcesError),
+        StorageUnavailableError,
+        "the server is short of resources: look at its log, then try again",
+    ),
+    (
+        (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError),
+        StorageUnavailableError,
+        "another transaction was in the way: end those that hang, then try again",
+    ),
+    (
+        (asyncpg.QueryCanceledError,),
+        StorageUnavailableError,
+        "the statement was cancelled: raise statement_timeout for this role, or look why it took so long",
+    ),
+    (
+        (asyncpg.IdleInTransactionSessionTimeoutError,),
+        StorageUnavailableError,
+        "the transaction stood still for too long and was ended: make the work in it shorter",
+    ),
+    (
+        (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError),
+        StorageUnavailableError,
+        "a pooler forgets prepared statements: add prepared=off to the URL, or let PgBouncer 1.21 or newer keep them",
+    ),
+    (
+        (asyncpg.FeatureNotSupportedError,),
+        StorageError,
+        "reset default_transaction_isolation for this role to 'read committed', and use PostgreSQL 15 or newer",
+    ),
+    (
+        (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError),
+        DefinitionError,
+        "PostgreSQL's text cannot hold the character NUL",
+    ),
+    (
+        (asyncpg.ProgramLimitExceededError,),
+        DefinitionError,
+        "a stream's name, an id or a key is too long for PostgreSQL's indexes: keep it under 2,000 bytes",
+    ),
+    (
+        (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError),
+        StorageCorruptError,
+        "the database is damaged: stop all workers and restore a backup",
+    ),
+    (
+        (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError, TimeoutError, OSError),
+        StorageUnavailableError,
+        "the server is out of reach: check that it runs, and host and port of the URL",
+    ),
+)
+
+
+def storage_error(error: BaseException, where: str) -> WorkflowError:
+    """The typed error for what was raised while working on the store at `where`. Ours pass as they are."""
+    if isinstance(error, WorkflowError):
+        return error
+    text = str(error).strip() or type(error).__name__
+    for kinds, kind, remedy in _MEANINGS:
+        if isinstance(error, kinds):
+            return _chained(kind(f"{where}: {text} ({type(error).__name__}): {remedy}"), error)
+    return _chained(StorageError(f"{where}: {text} ({type(error).__name__})"), error)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error leaves it open what became of the statement under way: its connection is gone, or hangs."""
+    if isinstance(error, asyncpg.PostgresError):
+        # The server said so itself: what was open is undone. But for one that said it as it died.
+        return isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError))
+    return isinstance(error, (asyncpg.InterfaceError, OSError, TimeoutError, EOFError))
+
+
+def _chained(new: WorkflowError, cause: BaseException) -> WorkflowError:
+    new.__cause__ = cause
+    return new

@@ -1,0 +1,73 @@
+-- Reads and claims over the index of sagas, and over workers. Claims run under the store's lock, so only a user's own
+-- transaction can hold a row; what it holds is skipped and found again.
+
+-- name: sagas_page
+SELECT * FROM ewe.sagas
+WHERE (:saga::text IS NULL OR saga = :saga) AND (:state::text IS NULL OR state = :state) AND id > :after
+ORDER BY id
+LIMIT :limit;
+
+-- name: sagas_by_ids
+SELECT * FROM ewe.sagas WHERE id IN (SELECT jsonb_array_elements_text(:ids::jsonb)) ORDER BY id;
+
+-- name: next_wake
+SELECT wake_at FROM ewe.sagas
+WHERE ended_at IS NULL AND owner = '' AND wake_at IS NOT NULL
+  AND jsonb_build_array(saga, saga_version) IN (SELECT jsonb_array_elements(:sagas::jsonb))
+ORDER BY wake_at
+LIMIT 1;
+
+-- name: woken_sagas
+SELECT * FROM ewe.sagas
+WHERE owner = :worker AND owner <> '' AND ended_at IS NULL AND wake_at IS NOT NULL
+ORDER BY id;
+
+-- name: owned_sagas
+SELECT id FROM ewe.sagas WHERE owner = :worker AND owner <> '' AND ended_at IS NULL ORDER BY id;
+
+-- name: sagas_count
+SELECT state, count(*) AS n FROM ewe.sagas GROUP BY state ORDER BY state NULLS FIRST;
+
+-- name: live_workers
+SELECT * FROM ewe.workers WHERE alive = 1 ORDER BY id;
+
+-- name: claim_sagas
+-- returns: sagas
+-- Only to a worker that lives: what a dead one got would be found by nobody.
+UPDATE ewe.sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
+WHERE id = ANY (ARRAY(
+    SELECT id FROM ewe.sagas
+    WHERE ended_at IS NULL AND owner = '' AND wake_at <= :now
+      AND jsonb_build_array(saga, saga_version) IN (SELECT jsonb_array_elements(:sagas::jsonb))
+      AND EXISTS (SELECT FROM ewe.workers WHERE workers.id = :worker AND alive = 1)
+    ORDER BY wake_at, id
+    LIMIT :limit
+    FOR UPDATE OF sagas SKIP LOCKED))
+RETURNING xmin::text::bigint AS row_version, sagas.*;
+
+-- name: claim_saga
+-- returns: sagas
+UPDATE ewe.sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
+WHERE id = ANY (ARRAY(
+    SELECT id FROM ewe.sagas
+    WHERE id = :id AND ended_at IS NULL AND owner = ''
+      AND EXISTS (SELECT FROM ewe.workers WHERE workers.id = :worker AND alive = 1)
+    FOR UPDATE OF sagas SKIP LOCKED))
+RETURNING xmin::text::bigint AS row_version, sagas.*;
+
+-- name: release_sagas
+-- returns: sagas
+UPDATE ewe.sagas SET owner = '', wake_at = :now
+WHERE id IN (SELECT jsonb_array_elements_text(:ids::jsonb)) AND owner = :worker AND ended_at IS NULL
+RETURNING xmin::text::bigint AS row_version, sagas.*;
+
+-- name: bury_worker
+-- changes: workers
+-- returns: sagas
+-- May be repeated: it frees what a worker that is dead already still owns.
+UPDATE ewe.workers SET alive = 0 WHERE id = :id AND incarnation = :incarnation;
+
+UPDATE ewe.sagas SET owner = '', wake_at = :now
+WHERE owner = :id AND owner <> '' AND ended_at IS NULL
+  AND EXISTS (SELECT FROM ewe.workers WHERE workers.id = :id AND incarnation = :incarnation AND alive = 0)
+RETURNING xmin::text::bigint AS row_version, sagas.*;

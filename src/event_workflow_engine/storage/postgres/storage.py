@@ -1,0 +1,294 @@
+"""The PostgreSQL backend's face: the port over a writing connection, a pool that reads and one that listens."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from event_workflow_engine.errors import DefinitionError, EngineStateError, SchemaVersionError, WorkflowError
+from event_workflow_engine.ids import uuid7
+from event_workflow_engine.storage.group_commit import Repeated
+from event_workflow_engine.storage.lifecycle import GroupedStorage, to_the_end
+from event_workflow_engine.storage.port import READS, RINGING_CLAIMS, Record, Written
+from event_workflow_engine.storage.postgres.address import Address
+from event_workflow_engine.storage.postgres.connections import Connections, outcome_of
+from event_workflow_engine.storage.postgres.errors import storage_error
+from event_workflow_engine.storage.postgres.migrate import check_schema, upgrade
+from event_workflow_engine.storage.postgres.notices import Notices
+from event_workflow_engine.storage.postgres.queries import MIGRATIONS
+from event_workflow_engine.storage.postgres.statements import rows_by_keys
+from event_workflow_engine.storage.postgres.user_sql import UserSql
+from event_workflow_engine.storage.postgres.writer import Writer
+from event_workflow_engine.storage.row_images import shape_of
+from event_workflow_engine.storage.user_sql import bounded_hold
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from event_workflow_engine.storage.group_commit import Verdict
+    from event_workflow_engine.storage.port import InlineFolder, Rows, SqlSession, Unit
+
+__all__ = ["PostgresStorage"]
+
+_INT64_MAX = 2**63 - 1
+
+
+class PostgresStorage(GroupedStorage):
+    """A store in a schema of a PostgreSQL database, shared by many processes on many hosts.
+
+    Everything that changes the store happens under one advisory lock, which its transaction holds until it has
+    committed: so positions strictly increase in the order of commits. A process groups its units into batches, judges
+    them by what it remembers, and the server checks that in the one call that writes them.
+
+    Args:
+        url: See `Address.of`.
+        auto_upgrade: Create and migrate the schema on entering. Default: no, for many processes share it.
+
+    Raises:
+        DefinitionError: The URL is malformed.
+    """
+
+    def __init__(self, url: str, *, auto_upgrade: bool = False) -> None:
+        self.address = Address.of(url)
+        super().__init__(self.address.shown)
+        self._auto_upgrade = auto_upgrade
+        self._sender = uuid7()
+        self._connections = Connections(self.address)
+        self._writer: Writer | None = None
+        self._notices: Notices | None = None
+
+    async def _open(self) -> None:
+        connection = await self._connections.patiently(self.address.connect)
+        try:
+            await self._check_or_upgrade(connection)
+        except WorkflowError:
+            raise
+        except Exception as error:
+            raise storage_error(error, self.url) from error
+        finally:
+            connection.terminate()
+        await self._connections.open()
+        self._notices = Notices(self.address, self._sender, self._listeners.ring)
+        self._writer = Writer(self._connections, self._sender, self._notices.own_commit)
+        self._writer.folder = self._folder
+        try:
+            await self._writer.open()
+        except BaseException:
+            await self._connections.close()
+            raise
+        self._notices.start()
+        self._start(self._execute)
+
+    async def _check_or_upgrade(self, connection: Any) -> None:
+        schema = self.address.schema
+        if self._auto_upgrade:
+            await upgrade(connection, self.url, schema)
+            return
+        pending = await check_schema(connection, self.url, schema)
+        if pending:
+            version, newest = len(MIGRATIONS) - pending, len(MIGRATIONS)
+            what = f"its schema {schema!r} has version {version}" if version else f"it has no schema {schema!r}"
+            raise SchemaVersionError(
+                f"{self.url}: {what}, this library needs version {newest}: run `ewe db upgrade`, or open it with "
+                "auto_upgrade=True"
+            )
+
+    async def _close(self) -> None:
+        notices, self._notices = self._notices, None
+        writer, self._writer = self._writer, None
+        if notices is not None:
+            await notices.stop()
+        if writer is not None:
+            await writer.close()
+        await self._connections.close()
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _execute(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
+        def settle(job: asyncio.Task[list[Verdict]]) -> None:
+            if job.cancelled():
+                done([EngineStateError("the event loop was closed while a batch was under way")] * len(units))
+                return
+            error = job.exception()
+            if error is None:
+                done(job.result())
+            else:  # a defect of ours; nobody shall wait for ever
+                done([error if isinstance(error, Exception) else RuntimeError(repr(error))] * len(units))
+
+        asyncio.create_task(self._opened.batch(units), name="ewe-batch").add_done_callback(settle)
+
+    @property
+    def _opened(self) -> Writer:
+        if self._writer is None:
+            raise self._not_open()
+        return self._writer
+
+    async def perform(self, name: str, /, **params: Any) -> Rows:
+        """Run a named claim, in its turn."""
+        writer = self._opened
+        rows = await self._committer.alone(lambda: to_the_end(asyncio.ensure_future(writer.claim(name, params))))
+        if rows or name in RINGING_CLAIMS:
+            self._listeners.ring()
+        return rows
+
+    async def exclusive(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
+        """Run `work` in a write transaction of its own and commit `unit` with it: both or neither."""
+        return await self._committer.alone(partial(self._exclusively, unit, work), unit_id=unit.id)
+
+    async def _exclusively(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
+        writer = self._opened
+        begun = asyncio.ensure_future(writer.begin_exclusive())
+        session: _Session | None = None
+        try:
+            user_sql = await to_the_end(begun)
+            session = _Session(user_sql)
+            async with bounded_hold():
+                await work(session)
+        except BaseException:
+            if session is not None:
+                await session.close()
+            if begun.done() and not begun.cancelled() and begun.exception() is None:
+                await to_the_end(asyncio.ensure_future(writer.abort_exclusive()))
+            raise
+        await session.close()
+        verdict = await to_the_end(asyncio.ensure_future(writer.commit_exclusive(unit, user_sql)))
+        if isinstance(verdict, Written):
+            self._listeners.announce([(unit, verdict)])
+            return verdict
+        if isinstance(verdict, Repeated):
+            return verdict.written
+        raise verdict
+
+    def set_inline_folder(self, folder: InlineFolder | None) -> None:
+        """Install what folds inline projections, or remove it; from the next batch on."""
+        super().set_inline_folder(folder)
+        if self._writer is not None:
+            self._writer.folder = folder
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    async def _named(self, name: str, **params: Any) -> Rows:
+        self._require_open()
+        return await self._connections.query(name, params)
+
+    async def outcome(self, unit_id: str) -> Written | None:
+        """Whether the unit landed, as soon as that is settled."""
+        await self._committer.settled(unit_id)
+        return await self._connections.read(lambda c: outcome_of(c, self.address.schema, unit_id))
+
+    async def head(self, stream: str) -> int:
+        """The stream's version; 0 when it has no events."""
+        rows = await self._named("head", stream=stream)
+        return int(rows[0]["version"]) if rows else 0
+
+    async def last_position(self) -> int:
+        """The position of the last event committed; 0 in an empty store."""
+        ((position,),) = [row.values() for row in await self._named("last_position")]
+        return int(position)
+
+    async def read_stream(
+        self, stream: str, *, after: int | None = None, limit: int = 1000, backwards: bool = False
+    ) -> list[Record]:
+        """Up to `limit` records with events behind version `after`; backwards: below it."""
+        if backwards:
+            below = _INT64_MAX if after is None else after
+            rows = await self._named("stream_backwards", stream=stream, below=below, limit=limit)
+        else:
+            rows = await self._named("stream_forwards", stream=stream, after=after or 0, limit=limit)
+        return _records(rows)
+
+    async def read_streams(self, streams: Sequence[str]) -> list[Record]:
+        """All records of several streams, each stream's in order."""
+        return _records(await self._named("streams_forwards", streams=list(dict.fromkeys(streams))))
+
+    async def read_log(
+        self, *, after: int = 0, limit: int = 1000, types: Sequence[str] = (), categories: Sequence[str] = ()
+    ) -> list[Record]:
+        """Records behind position `after` in order, of those types and categories."""
+        if not types and not categories:
+            return _records(await self._named("log", after=after, limit=limit))
+        filters = {"types": list(types), "categories": list(categories)}
+        return _records(await self._named("log_filtered", after=after, limit=limit, **filters))
+
+    async def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
+        """One row of a declared table by its key."""
+        self._require_open()
+        shape = shape_of(table)
+        columns = [[value] for value in shape.key(key)]
+        sql = rows_by_keys(table, self.address.schema)
+        rows = await self._connections.read(lambda connection: connection.fetch(sql, *columns))
+        return shape.as_dict(tuple(rows[0])[1:]) if rows else None
+
+    async def query(self, name: str, /, **params: Any) -> Rows:
+        """Run a named read."""
+        if name not in READS:
+            raise DefinitionError(f"there is no read {name!r}")
+        return await self._named(name, **params)
+
+    async def fetch(self, sql: str, params: Mapping[str, Any]) -> Rows:
+        """A read-only query over the tables of SQL projections."""
+        self._require_open()
+
+        async def read(connection: Any) -> Rows:
+            async with connection.transaction(isolation="read_committed", readonly=True):
+                user_sql = UserSql(connection, self.address)
+                await user_sql.enter()
+                return (await user_sql.run(sql, params, writes=False))[0]
+
+        return await self._connections.read(read)
+
+    async def status(self) -> dict[str, Any]:
+        """What this store is and holds, for people."""
+        self._require_open()
+
+        async def server(connection: Any) -> dict[str, Any]:
+            version = connection.get_server_version()
+            return {
+                "server_version": f"{version.major}.{version.minor}",
+                "synchronous": await connection.fetchval("SHOW synchronous_commit"),
+            }
+
+        (totals,) = await self._named("totals")
+        return {
+            "url": self.url,
+            "backend": "postgres",
+            "schema": self.address.schema,
+            "schema_version": len(MIGRATIONS),
+            "last_position": await self.last_position(),
+            **totals,
+            **await self._connections.read(server),
+        }
+
+
+class _Session:
+    """User's SQL in the transaction of exclusive work; one statement at a time, and none behind its end."""
+
+    def __init__(self, user_sql: UserSql) -> None:
+        self._user_sql = user_sql
+        self._closed = False
+        self._turn = asyncio.Lock()
+
+    async def close(self) -> None:
+        """End it, as soon as no statement is under way."""
+        self._closed = True
+        async with self._turn:
+            pass
+
+    async def execute(self, sql: str, params: Mapping[str, Any], /) -> int:
+        """Run a statement; the number of rows it changed."""
+        return (await self._run(sql, params))[1]
+
+    async def fetch(self, sql: str, params: Mapping[str, Any], /) -> Rows:
+        """Run a query; all its rows."""
+        return (await self._run(sql, params))[0]
+
+    async def _run(self, sql: str, params: Mapping[str, Any]) -> tuple[Rows, int]:
+        async with self._turn:
+            if self._closed:
+                raise EngineStateError("the transaction of this session has ended")
+            return await self._user_sql.run(sql, params, writes=True)
+
+
+def _records(rows: Rows) -> list[Record]:
+    return [Record(*row.values()) for row in rows]

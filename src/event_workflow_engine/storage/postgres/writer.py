@@ -1,0 +1,340 @@
+"""What is written: batches, claims and exclusive transactions, one after the other over one connection."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+import msgspec
+
+from event_workflow_engine.errors import DefinitionError, StorageCorruptError, WorkflowError
+from event_workflow_engine.storage.group_commit import Repeated
+from event_workflow_engine.storage.judging.caches import NO_EVENTS
+from event_workflow_engine.storage.port import CLAIMS, Written
+from event_workflow_engine.storage.postgres.batch import Batch
+from event_workflow_engine.storage.postgres.connections import fetch_named, landed_unit, outcome_of
+from event_workflow_engine.storage.postgres.errors import is_lost_connection, storage_error
+from event_workflow_engine.storage.postgres.queries import statements_in
+from event_workflow_engine.storage.postgres.rows import SharedCache
+from event_workflow_engine.storage.postgres.statements import rows_by_keys
+from event_workflow_engine.storage.postgres.user_sql import UserSql
+from event_workflow_engine.storage.postgres.wanted import FetchedIds, NotFetchedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from event_workflow_engine.storage.group_commit import Verdict
+    from event_workflow_engine.storage.port import InlineFolder, Rows, Unit
+    from event_workflow_engine.storage.postgres.connections import Connections
+    from event_workflow_engine.storage.postgres.wanted import Wanted
+
+__all__ = ["Writer"]
+
+_log = logging.getLogger("event_workflow_engine.storage")
+
+_COMMAND_S: Final = 30.0
+_ROUNDS: Final = 50
+_KEEP_UNIT_IDS_US: Final = 7 * 24 * 3600 * 1_000_000
+_PRUNE_EVERY: Final = 500  # batches
+_PRUNE_LIMIT: Final = 2000
+_QUIET_CLAIMS: Final = frozenset({"claim_saga", "claim_sagas"})  # nobody else can do anything for what is claimed
+
+
+class Writer:
+    """Its methods are called one at a time, which the group committer sees to.
+
+    Args:
+        connections: Whose database it is.
+        sender: Names this store object in notifications.
+        on_commit: Called when something was committed and others were notified.
+
+    Attributes:
+        folder: Folds inline projections.
+    """
+
+    def __init__(self, connections: Connections, sender: str, on_commit: Callable[[], None]) -> None:
+        self._connections = connections
+        self._address = connections.address
+        self._schema = connections.address.schema
+        self._statements = statements_in(self._schema)
+        self._tell = {"channel": connections.address.channel, "sender": sender}
+        self._on_commit = on_commit
+        self._connection: Any = None
+        self._cache = SharedCache()
+        self._batches = 0
+        self._newest = 0  # the latest Unit.at seen: the clock by which ids of units grow old
+        self.folder: InlineFolder | None = None
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            StorageError: There is no connection to be had.
+        """
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._connections.patiently(self._address.connect)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                await connection.close(timeout=1)
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    async def batch(self, units: Sequence[Unit]) -> list[Verdict]:
+        """Write a batch: a verdict for each unit. Raises nothing."""
+        try:
+            verdicts = await self._optimistically(units)
+        except Exception as error:  # noqa: BLE001 - told to those who wait
+            verdicts = await self._carefully(units, error)
+        self._batches += 1
+        self._newest = max(self._newest, units[-1].at)
+        if not self._batches % _PRUNE_EVERY:
+            await self._prune()
+        return verdicts
+
+    async def _optimistically(self, units: Sequence[Unit]) -> list[Verdict]:
+        """Judge by what is remembered, and have the server check that: one round trip where it holds."""
+        await self.open()
+        batch = await self._judged(units, FetchedIds(), careful=False, guesses=True)
+        verdicts = await self._send(batch)
+        if verdicts is None:
+            verdicts = await self._locked(units, careful=False)
+        return verdicts
+
+    async def _carefully(self, units: Sequence[Unit], failure: Exception) -> list[Verdict]:
+        """What becomes of units whose batch failed: once more with all their ids looked up under the lock.
+
+        What landed although its commit raised is found then and not written twice. Whoever sent it first holds the
+        lock until it has ended, so what is not found then will not land any more.
+        """
+        self._cache.clear()
+        in_doubt = is_lost_connection(failure)
+        if in_doubt:
+            _log.warning("%s: a batch of %d units is in doubt and is looked up: %s", self._address.shown, len(units),
+                         _text(failure))  # fmt: skip
+        try:
+            await self.open()
+            verdicts = await self._locked(units, careful=True)
+        except Exception as error:  # noqa: BLE001 - told to those who wait
+            self._cache.clear()
+            if self._connection is None or self._connection.is_closed() or len(units) == 1:
+                return [self._typed(error)] * len(units)
+            return [verdict for unit in units for verdict in await self._carefully((unit,), failure)]
+        return [_landed_now(verdict) for verdict in verdicts] if in_doubt else verdicts
+
+    async def _locked(self, units: Sequence[Unit], *, careful: bool) -> list[Verdict]:
+        """Judge and write under the lock, so that what is fetched stays as it is."""
+        await self._begin()
+        try:
+            verdicts = await self._write(units, careful=careful)
+            await self._connection.execute("COMMIT", timeout=_COMMAND_S)
+        except BaseException:
+            await self._rollback()
+            raise
+        return verdicts
+
+    async def _write(self, units: Sequence[Unit], *, careful: bool) -> list[Verdict]:
+        """Judge and write in the open transaction."""
+        ids = FetchedIds()
+        for _ in range(_ROUNDS):
+            batch = await self._judged(units, ids, careful=careful, guesses=False)
+            verdicts = await self._send(batch)
+            if verdicts is not None:
+                return verdicts
+        raise StorageCorruptError(f"{self._address.shown}: what is read under the lock does not stay as it is")
+
+    async def _judged(self, units: Sequence[Unit], ids: FetchedIds, *, careful: bool, guesses: bool) -> Batch:
+        for _ in range(_ROUNDS):
+            batch = Batch(self._cache, self.folder, ids, careful=careful, guesses=guesses)
+            try:
+                batch.judge(units)
+            except NotFetchedError as missing:
+                await self._fetch(missing.wanted, ids)
+            else:
+                return batch
+        raise StorageCorruptError(f"{self._address.shown}: judging a batch always asks for more")
+
+    async def _send(self, batch: Batch) -> list[Verdict] | None:
+        """Have the server write the batch: its verdicts, or `None` where it was judged by what is no longer so."""
+        try:
+            parameters = {**self._tell, **batch.parameters()}
+            (sql, names) = self._statements["commit_batch"].numbered[0]
+            row = await self._connection.fetchrow(sql, *[parameters[name] for name in names], timeout=_COMMAND_S)
+        except BaseException:
+            batch.undo()
+            raise
+        last_position, row_version, stale = row
+        if stale is not None:
+            batch.undo()
+            self._forget(msgspec.json.decode(stale))
+            return None
+        verdicts = batch.stored(last_position, row_version)
+        self._cache.age()
+        if row_version is not None and parameters["channel"] is not None:
+            self._on_commit()
+        return verdicts
+
+    def _forget(self, stale: dict[str, Any]) -> None:
+        if "position" in stale:
+            self._cache.position = stale["position"]
+        for stream in stale.get("streams", ()):
+            self._cache.heads.missing((stream,))
+            self._cache.heads.young.pop(stream, None)
+        for table, rows in stale.get("rows", {}).items():
+            self._cache.forget(table, [tuple(row[:-1]) for row in rows])
+
+    async def _fetch(self, wanted: Wanted, ids: FetchedIds) -> None:
+        """Have in the cache, or in `ids`, what is wanted."""
+        connection, cache = self._connection, self._cache
+        if wanted.heads:
+            heads = cache.heads.young
+            heads.update(dict.fromkeys(wanted.heads, NO_EVENTS))
+            for row in await self._rows("heads", streams=list(wanted.heads)):
+                heads[row["stream"]] = (0, row["version"], 0)
+        for table, keys in wanted.rows.items():
+            cache.learn_absent(table, keys)
+            columns = [list(column) for column in zip(*keys, strict=True)]
+            for version, *image in await connection.fetch(rows_by_keys(table, self._schema), *columns):
+                cache.learn(table, tuple(image), version)
+        if wanted.record_ids:
+            known = {row["id"] for row in await self._rows("known_records", ids=list(wanted.record_ids))}
+            ids.records.update({one: one in known for one in wanted.record_ids})
+        if wanted.unit_ids:
+            known = {row["id"] for row in await self._rows("known_units", ids=list(wanted.unit_ids))}
+            ids.row_units.update({one: one in known for one in wanted.unit_ids})
+        for one in wanted.landed:
+            ids.units[one] = await landed_unit(connection, self._schema, one)
+
+    async def _rows(self, name: str, /, **params: Any) -> Rows:
+        return await fetch_named(self._connection, self._schema, name, params)
+
+    # -- transactions --------------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """Begin a transaction and take the store's lock."""
+        script = "; ".join(sql for sql, _ in self._statements["begin_locked"].numbered)
+        try:
+            await self._connection.execute(script, timeout=_COMMAND_S)
+        except BaseException:
+            await self._rollback()
+            raise
+
+    async def _rollback(self) -> None:
+        self._cache.clear()
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            return
+        try:
+            await connection.execute("ROLLBACK", timeout=_COMMAND_S)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            self._drop()
+
+    def _drop(self) -> None:
+        """Trust the connection no more."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    def _typed(self, error: BaseException) -> WorkflowError:
+        if is_lost_connection(error):
+            self._drop()
+        return storage_error(error, self._address.shown)
+
+    # -- claims --------------------------------------------------------------------------------------------------
+
+    async def claim(self, name: str, params: Mapping[str, Any]) -> Rows:
+        """Run a named claim in a transaction of its own, under the lock; its rows by their first column.
+
+        Raises:
+            WorkflowError: It cannot be done. Where the connection was lost it may have been done.
+        """
+        if name not in CLAIMS:
+            raise DefinitionError(f"there is no claim {name!r}")
+        statements = self._statements[name]
+        try:
+            await self.open()
+            await self._begin()
+            try:
+                rows = await self._rows(name, **params)
+                if name not in _QUIET_CLAIMS:
+                    await self._rows("announce", **self._tell)
+                await self._connection.execute("COMMIT", timeout=_COMMAND_S)
+            except BaseException:
+                await self._rollback()
+                raise
+        except Exception as error:
+            raise self._typed(error) from error
+        if name not in _QUIET_CLAIMS:
+            self._on_commit()
+        for table in statements.changes:
+            self._cache.rows[table].clear()
+        for row in rows:
+            version = row.pop("row_version")
+            self._cache.learn(statements.returns, tuple(row.values()), version)
+        return sorted(rows, key=lambda row: next(iter(row.values())))
+
+    # -- exclusive transactions ----------------------------------------------------------------------------------
+
+    async def begin_exclusive(self) -> UserSql:
+        """Begin a transaction for user's SQL, with the lock."""
+        try:
+            await self.open()
+            await self._begin()
+            user_sql = UserSql(self._connection, self._address)
+            await user_sql.enter()
+        except Exception as error:
+            raise self._typed(error) from error
+        return user_sql
+
+    async def commit_exclusive(self, unit: Unit, user_sql: UserSql) -> Verdict:
+        """Write `unit` and commit, or undo everything: where `unit` loses, and where it had landed before."""
+        try:
+            await user_sql.leave()
+            (verdict,) = await self._write((unit,), careful=True)
+        except Exception as error:  # noqa: BLE001 - told to the one who waits
+            await self._rollback()
+            return self._typed(error)
+        if not isinstance(verdict, Written):
+            await self._rollback()
+            return verdict
+        try:
+            await self._connection.execute("COMMIT", timeout=_COMMAND_S)
+        except Exception as error:  # noqa: BLE001 - told to the one who waits
+            await self._rollback()
+            return await self._landed(unit, error)
+        return verdict
+
+    async def abort_exclusive(self) -> None:
+        """Undo the open transaction."""
+        await self._rollback()
+
+    async def _landed(self, unit: Unit, error: Exception) -> Verdict:
+        """What became of a unit whose commit raised."""
+        try:
+            await self.open()
+            await self._begin()
+            found = await outcome_of(self._connection, self._schema, unit.id)
+            await self._rollback()
+        except Exception:  # noqa: BLE001 - the first error says more
+            found = None
+        return found or self._typed(error)
+
+    async def _prune(self) -> None:
+        try:
+            await self._rows("prune_units", before=self._newest - _KEEP_UNIT_IDS_US, limit=_PRUNE_LIMIT)
+        except Exception as error:  # noqa: BLE001 - the next one will do it
+            _log.warning("%s", self._typed(error))
+
+
+def _landed_now(verdict: Verdict) -> Verdict:
+    """Of a batch in doubt: what is stored already landed just now, so the commit hooks have not seen it."""
+    return verdict.written if isinstance(verdict, Repeated) else verdict
+
+
+def _text(error: BaseException) -> str:
+    return str(error).strip() or type(error).__name__

