@@ -148,11 +148,11 @@ class WorkerFactory:
         )
 
     def start(self, place: Path, when: str = "never", at: int = 0, **job: Any) -> None:
-        """Have a worker forked. It works on the file ``s.db`` in `place`."""
+        """Have a worker forked. It works on the file ``s.db`` in `place`, or on the store at ``url`` in `job`."""
         place.mkdir(exist_ok=True)
         self._out = place / f"{self._process.pid}.json"
         self._out.unlink(missing_ok=True)
-        job |= {"url": f"sqlite:///{place}/s.db", "out": str(self._out), "when": when, "at": at}
+        job = {"url": f"sqlite:///{place}/s.db", **job, "out": str(self._out), "when": when, "at": at}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from tests.crash.killing import WorkerFactory
@@ -16,10 +17,12 @@ from event_workflow_engine.journal import Journal, saga_stream
 from event_workflow_engine.storage import open_storage
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator
     from pathlib import Path
 
-    from event_workflow_engine.storage.port import Storage
+SOME = 4
+"""How many of the operations a short run kills at, where a kill costs a lease."""
 
 
 @pytest.fixture(scope="module")
@@ -29,44 +32,51 @@ def factory() -> Iterator[WorkerFactory]:
     made.close()
 
 
-def run(factory: WorkerFactory, place: Path, case: str, when: str = "never", at: int = 0) -> tuple[int, dict[str, Any]]:
-    return factory.run(place, when, at, case=case, ledger=str(place / "ledger"))
+class Ground:
+    """Where a saga runs, is killed and goes on: a ledger of its effects, and a store."""
+
+    def __init__(self, factory: WorkerFactory, place: Path, case: str, server: str) -> None:
+        self._factory = factory
+        self._place = place
+        self._case = case
+        self.url = f"{server}?schema=k_{uuid4().hex[:16]}" if server else f"sqlite:///{place}/s.db"
+
+    def run(self, when: str = "never", at: int = 0) -> tuple[int, dict[str, Any]]:
+        return self._factory.run(self._place, when, at, url=self.url, case=self._case, ledger=str(self.ledger))
+
+    @property
+    def ledger(self) -> Path:
+        return self._place / "ledger"
+
+    async def journal(self) -> tuple[Journal, list[Any]]:
+        """The saga's, and its facts; empty where nothing was written."""
+        journal, facts = Journal(SAGA_ID), list[Any]()
+        async with open_storage(self.url, auto_upgrade=True) as storage:
+            for record in await storage.read_stream(saga_stream(SAGA_ID)):
+                facts += journal.load(record.data, record.version)
+        return journal, facts
 
 
-async def journal_of(storage: Storage) -> tuple[Journal, list[Any]]:
-    journal, facts = Journal(SAGA_ID), list[Any]()
-    for record in await storage.read_stream(saga_stream(SAGA_ID)):
-        facts += journal.load(record.data, record.version)
-    return journal, facts
-
-
-async def kill_and_resume(
-    factory: WorkerFactory, place: Path, case: str, when: str, at: int, whole: dict[str, Any]
-) -> bool:
+async def kill_and_resume(ground: Ground, when: str, at: int, whole: dict[str, Any]) -> bool:
     """Kill a worker at one operation and check what becomes of its saga; whether there was such an operation."""
-    code, _ = run(factory, place, case, when, at)
+    code, _ = ground.run(when, at)
     if code == 0:
         return False
     assert code == -signal.SIGKILL
-    ledger = place / "ledger"
-    before = Counter(read(ledger))
-    completed: set[str] = set()
-    if (place / "s.db").exists():
-        async with open_storage(f"sqlite:///{place}/s.db") as storage:
-            _, facts = await journal_of(storage)
-        completed = {fact.step for fact in facts if isinstance(fact, StepSucceeded)}
-    code, ended = run(factory, place, case)
+    before = Counter(read(ground.ledger))
+    _, facts = await ground.journal()
+    completed = {fact.step for fact in facts if isinstance(fact, StepSucceeded)}
+    code, ended = ground.run()
     assert code == 0
     assert {key: ended.get(key) for key in ("status", "result")} == {
         key: whole.get(key) for key in ("status", "result")
     }
-    after = Counter(read(ledger))
+    after = Counter(read(ground.ledger))
     for step in completed:
         line = ("do", f"{SAGA_ID}:1:{step}")
         assert after[line] == before[line], f"completed step {step} ran again"
     assert all(count <= 2 for count in after.values()), "at most once more for one crash"
-    async with open_storage(f"sqlite:///{place}/s.db") as storage:
-        journal, facts = await journal_of(storage)
+    journal, facts = await ground.journal()
     check_history(journal, facts, after)
     return True
 
@@ -90,17 +100,45 @@ def check_history(journal: Journal, facts: list[Any], ledger: Counter[tuple[str,
             assert list(journal.report_order) == [step for step in reversed(happened) if step in place]
 
 
+async def kill_everywhere(
+    factory: WorkerFactory, place: Path, case: str, when: str, *, server: str = "", some: random.Random | None = None
+) -> None:
+    code, whole = Ground(factory, place / "whole", case, server).run()
+    assert code == 0
+    last = whole["counts"][when]
+    points = list(range(1, last + 1))
+    chosen = points if some is None else sorted(some.sample(points, min(SOME, last)))
+    kills = 0
+    for at in chosen:
+        kills += await kill_and_resume(Ground(factory, place / str(at), case, server), when, at, whole)
+    # The last operations are those of leaving: group commit may make a run a batch shorter than another.
+    assert kills >= len(chosen) - 2
+
+
 @pytest.mark.parametrize("when", ["before", "behind"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.timeout(120)
 async def test_a_worker_killed_at_any_durable_operation(
     factory: WorkerFactory, tmp_path: Path, case: str, when: str
 ) -> None:
-    code, whole = run(factory, tmp_path / "whole", case)
-    assert code == 0
-    last = whole["counts"][when]
-    kills = 0
-    for at in range(1, last + 1):
-        kills += await kill_and_resume(factory, tmp_path / str(at), case, when, at, whole)
-    # The last operations are those of leaving: group commit may make a run a batch shorter than another.
-    assert kills >= last - 2
+    await kill_everywhere(factory, tmp_path, case, when)
+
+
+@pytest.mark.parametrize("when", ["before", "behind"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.timeout(120)
+async def test_a_worker_killed_at_some_durable_operations_on_postgres(
+    factory: WorkerFactory, tmp_path: Path, case: str, when: str, postgres: str, rng: random.Random
+) -> None:
+    """The next one goes on as soon as the lease of the killed one is over, so each takes a while."""
+    await kill_everywhere(factory, tmp_path, case, when, server=postgres, some=rng)
+
+
+@pytest.mark.parametrize("when", ["before", "behind"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_a_worker_killed_at_any_durable_operation_on_postgres(
+    factory: WorkerFactory, tmp_path: Path, case: str, when: str, postgres: str
+) -> None:
+    await kill_everywhere(factory, tmp_path, case, when, server=postgres)

@@ -1,4 +1,4 @@
-"""A worker that runs one saga on a SQLite file, and kills itself with SIGKILL at the durable operation that it was told."""
+"""A worker that runs one saga on a store, and kills itself with SIGKILL at the durable operation that it was told."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from event_workflow_engine.errors import SagaNotFoundError
 from event_workflow_engine.storage import open_storage
 
 SAGA_ID = "c-1"
+LEASE = 0.5  # where no file lock tells that the last one is dead
 
 
 async def work(job: dict[str, Any]) -> dict[str, Any]:
     os.environ[LEDGER] = job["ledger"]
     saga, value = CASES[job["case"]]
-    async with open_storage(job["url"]) as storage:
+    async with open_storage(job["url"], auto_upgrade=True) as storage:
         killing = KillingStorage(storage, job["when"], job["at"])
-        engine = WorkflowEngine(killing, config=EngineConfig(threads=2))  # type: ignore[arg-type]
+        engine = WorkflowEngine(killing, config=EngineConfig(threads=2, lease=LEASE))  # type: ignore[arg-type]
         engine.register(saga)
         async with engine:
             handle = await engine.start(saga, value, id=SAGA_ID)

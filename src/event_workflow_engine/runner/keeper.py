@@ -240,6 +240,8 @@ class SagaKeeper:
         index = Row("sagas", "insert", index.key, waiting)
         await self.kit.storage.write(Unit(unit_id, now, (Append(saga_stream(saga_id), (record,), 0),), (index, ids)))
         self._due.set()
+        self.ends.left(saga_id)
+        self.ends.look()
 
     async def _same_or_conflict(self, saga: Saga[Any, Any], saga_id: str, input_hash: str) -> None:
         row = await self.kit.storage.get("saga_ids", (saga_id,))
@@ -357,6 +359,8 @@ class SagaKeeper:
                         run.wake()
                     else:  # it is not in memory, or was about to leave it and did so in the same batch
                         self._due.set()
+                elif stream.startswith("saga-"):  # a new one that nobody owns
+                    self._due.set()
 
     def _rung(self) -> None:
         """Something was committed; where no commit hook ran before, by another process, maybe for a saga of ours."""

@@ -41,18 +41,11 @@ class Connections:
         self._pool: asyncpg.Pool[Any] | None = None
 
     async def open(self) -> None:
-        """Open the reading pool, with a first connection.
-
-        Raises:
-            StorageError: There is none to be had.
-        """
-        try:
-            self._pool = await asyncpg.create_pool(
-                min_size=1, max_size=self.address.pool, reset=_no_reset, command_timeout=_COMMAND_S,
-                **self.address.options(),
-            )  # fmt: skip
-        except Exception as error:
-            raise storage_error(error, self.address.shown) from error
+        """Open the reading pool; it connects when it is asked to."""
+        self._pool = await asyncpg.create_pool(
+            min_size=0, max_size=self.address.pool, reset=_no_reset, command_timeout=_COMMAND_S,
+            **self.address.options(),
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Close all connections."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from event_workflow_engine.errors import WorkflowError
+from event_workflow_engine.storage.lifecycle import to_the_end
 from event_workflow_engine.storage.postgres.connections import fetch_named
 from event_workflow_engine.storage.postgres.errors import storage_error
 
@@ -76,7 +77,7 @@ class Notices:
         complained = False
         while True:
             try:
-                connection = await self._address.connect(self._address.listen_dsn)
+                connection = await self._connect()
                 try:
                     complained = False
                     await self._listen(connection)
@@ -88,6 +89,16 @@ class Notices:
                     complained = True
                     _log.warning("not listening, trying again: %s", storage_error(error, self._address.shown))
             await asyncio.sleep(_BACK_OFF_S)
+
+    async def _connect(self) -> asyncpg.Connection[Any]:
+        # To its end even when this task is cancelled: a connection that is cut off while it is made complains later.
+        job = asyncio.ensure_future(self._address.connect(self._address.listen_dsn))
+        try:
+            return await to_the_end(job)
+        except asyncio.CancelledError:
+            if not job.cancelled() and job.exception() is None:
+                job.result().terminate()
+            raise
 
     async def _listen(self, connection: asyncpg.Connection[Any]) -> None:
         if self._address.listen_dsn is not None:

@@ -67,7 +67,7 @@ class PostgresStorage(GroupedStorage):
         except Exception as error:
             raise storage_error(error, self.url) from error
         finally:
-            connection.terminate()
+            await connection.close()
         await self._connections.open()
         self._notices = Notices(self.address, self._sender, self._listeners.ring)
         self._writer = Writer(self._connections, self._sender, self._notices.own_commit)

@@ -1,0 +1,157 @@
+"""Rule 12 over processes that share nothing but PostgreSQL: killed, stopped and leaving workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.integration.postgres.worker import GATE, LEDGER, gated, quick
+
+from event_workflow_engine import EngineConfig, WorkflowEngine
+from event_workflow_engine.storage import open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+ROOT = Path(__file__).parents[3]
+LEASE = 1.0
+LONG = 15.0
+SAGAS = 5
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
+
+
+class Place:
+    """A store, a ledger and a gate, and worker processes at them."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.ledger = folder / "ledger"
+        self.fifo = folder / "gate"
+        os.mkfifo(self.fifo)
+        self.opened = ExitStack()
+
+    @contextmanager
+    def worker(self, starts: int = 0, lease: float = LEASE) -> Iterator[subprocess.Popen[str]]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.postgres.worker", self.url, str(lease), str(starts)],
+            cwd=ROOT,
+            env={**os.environ, LEDGER: str(self.ledger), GATE: str(self.fifo)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                assert pipe is not None
+                pipe.close()
+
+    def open_gate(self) -> None:
+        """All that wait there go through, and those that come later."""
+        self.opened.callback(os.close, os.open(self.fifo, os.O_WRONLY))
+
+    def notes(self, what: str) -> list[tuple[str, int]]:
+        lines = [json.loads(line) for line in self.ledger.read_text().splitlines()]
+        return [(saga_id, pid) for kind, saga_id, pid in lines if kind == what]
+
+
+async def heard(process: subprocess.Popen[str], word: str, times: int = 1, *, errors: bool = False) -> None:
+    """Wait until the process has said a word so many times."""
+    pipe = process.stderr if errors else process.stdout
+    assert pipe is not None
+    while times:
+        line = await asyncio.to_thread(pipe.readline)
+        assert line, f"the worker ended before it said {word!r}"
+        times -= word in line
+
+
+@pytest.fixture
+async def place(postgres_url: str, tmp_path: Path) -> AsyncIterator[Place]:
+    made = Place(postgres_url, tmp_path)
+    with made.opened:
+        async with open_storage(postgres_url, auto_upgrade=True):
+            yield made
+
+
+def onlooker(place: Place, **config: Any) -> WorkflowEngine:
+    """An engine of this process that runs no sagas."""
+    engine = WorkflowEngine(place.url, config=EngineConfig(worker=False, **config))
+    engine.register(gated, quick)
+    return engine
+
+
+async def left(engine: WorkflowEngine) -> set[int]:
+    """Wait until all sagas have ended; the processes that ended them."""
+    results = await asyncio.gather(*(engine.handle(f"g-{n}", gated).result(timeout=30) for n in range(SAGAS)))
+    return {result["leave"] for result in results}
+
+
+async def test_rule_12_a_killed_workers_sagas_go_on_elsewhere_within_its_lease(place: Place) -> None:
+    with place.worker(SAGAS) as first, place.worker() as second:
+        await heard(first, "waiting", SAGAS)
+        await heard(second, "ready")
+        first.kill()
+        killed = time.monotonic()
+        await heard(second, "waiting", SAGAS)
+        took = time.monotonic() - killed
+        place.open_gate()
+        async with onlooker(place) as engine:
+            assert await left(engine) == {second.pid}
+    assert took < LEASE + 1, "all were resumed within the lease and a second"
+    assert sorted(place.notes("arrived")) == [(f"g-{n}", first.pid) for n in range(SAGAS)], "done once is done"
+
+
+async def test_rule_12_a_stopped_worker_loses_its_sagas_and_does_not_act_when_it_comes_back(place: Place) -> None:
+    """Longer than its lease it stands still; then its gate is open, but the sagas are others'."""
+    with place.worker(SAGAS) as zombie, place.worker() as second:
+        await heard(zombie, "waiting", SAGAS)
+        await heard(second, "ready")
+        os.kill(zombie.pid, signal.SIGSTOP)
+        await heard(second, "waiting", SAGAS)
+        place.open_gate()
+        async with onlooker(place) as engine:
+            assert await left(engine) == {second.pid}
+            os.kill(zombie.pid, signal.SIGCONT)
+            await heard(zombie, "taken for dead", errors=True)
+            second.kill()
+            handle = await engine.start(quick, id="q-1")
+            assert (await handle.result(timeout=20))["whoami"] == zombie.pid, "it goes on as another life"
+    assert {pid for _, pid in place.notes("left")} == {second.pid}
+    assert sorted(saga_id for saga_id, _ in place.notes("left")) == [f"g-{n}" for n in range(SAGAS)]
+
+
+async def test_a_worker_that_leaves_hands_over_at_once(place: Place) -> None:
+    """Nobody waits for a lease; its threads that wait at the gate get a second to end."""
+    with place.worker(SAGAS, lease=LONG) as first, place.worker(lease=LONG) as second:
+        await heard(first, "waiting", SAGAS)
+        await heard(second, "ready")
+        assert first.stdin is not None
+        first.stdin.close()
+        begun = time.monotonic()
+        await heard(second, "waiting", SAGAS)
+        assert time.monotonic() - begun < LONG / 2
+        place.open_gate()
+        async with onlooker(place) as engine:
+            assert await left(engine) == {second.pid}
+
+
+async def test_a_saga_started_where_no_worker_is_runs_where_one_is(place: Place) -> None:
+    with place.worker() as worker:
+        await heard(worker, "ready")
+        async with onlooker(place) as engine:
+            for n in range(20):
+                assert (await engine.execute(quick, id=f"q-{n}"))["whoami"] == worker.pid
