@@ -17,6 +17,7 @@ class Probe:
         repeat: How often it runs; the median counts.
         peer: Whether the peers' interpreter runs it.
         slow: Left out of quick runs.
+        server: Whether it gets the URL of a fresh PostgreSQL server as ``url``.
     """
 
     call: str
@@ -25,6 +26,7 @@ class Probe:
     repeat: int = 3
     peer: bool = False
     slow: bool = False
+    server: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,14 @@ def _ours(call: str, form: str, quick: dict[str, Any], *, repeat: int = 3, **siz
     return Probe(f"sagas:{call}", {"form": form} | sizes, quick, repeat)
 
 
+def _pg(function: str, quick: dict[str, Any], *, repeat: int = 3, **sizes: Any) -> Probe:
+    return Probe(f"postgres:{function}", sizes, quick, repeat, server=True)
+
+
+def _pg_dbos(function: str, quick: dict[str, Any], **sizes: Any) -> dict[str, Probe]:
+    return {"DBOS": Probe(f"dbos_sagas:{function}", sizes, quick, 1, peer=True, server=True)}
+
+
 _STEPS_QUICK = {"steps": 200, "long": 1000}
 _CONCURRENT_QUICK = {"sagas": 100}
 _LATENCY_QUICK = {"samples": 100}
@@ -124,6 +134,32 @@ JOBS: dict[str, Job] = {
         _es("system", {"events": 500}),
     ),
     "memory": Job(Probe("sagas:memory", {}, {"sagas": 3000}, repeat=1)),
+    **{
+        f"pg-steps-{form}": Job(
+            _pg("sequential", {"steps": 200}, form=form),
+            _pg("bare_calls", {"seconds": 0.3}),
+            _pg_dbos("sequential", {"steps": 50}, steps=500),
+        )
+        for form in ("declared", "function")
+    },
+    **{
+        f"pg-concurrent-{form}": Job(
+            _pg("concurrent", {"sagas": 100}, form=form),
+            _pg("bare_group", {"clients": 100, "rounds": 1}),
+            _pg_dbos("concurrent", {"sagas": 50}, sagas=500),
+        )
+        for form in ("declared", "function")
+    },
+    "pg-processes": Job(_pg("many_processes", {"sagas": 100, "rounds": 1})),
+    **{
+        f"pg-latency-{form}": Job(
+            _pg("latency", {"samples": 50}, form=form), None, _pg_dbos("latency", {"samples": 30})
+        )
+        for form in ("declared", "function")
+    },
+    "pg-enqueue": Job(_pg("enqueue", {"samples": 20}, repeat=1)),
+    "pg-append": Job(_pg("append", {"events": 2000})),
+    "pg-recovery": Job(_pg("recovery", {"sagas": 50, "lease": 1.0}, repeat=1)),
 }
 
 _FORMS = (("", "declared"), ("-function", "function"))
@@ -225,6 +261,89 @@ ROWS: tuple[Row, ...] = (
         peer_figure="events_per_s",
     ),
     Row(job="memory", work="100,000 sagas asleep on a timer", figure="mb", unit="MB", better="less", bar=60),
+    *(
+        Row(
+            job=f"pg-steps-{form}",
+            work=f"PostgreSQL: one saga of 1,000 sequential steps, {form}",
+            figure="steps_per_s",
+            unit="steps/s",
+            better="more",
+            bar=1100,
+            limit_figure="calls_per_s",
+            limit_share=0.75,
+            peer_figure="steps_per_s",
+        )
+        for form in ("declared", "function")
+    ),
+    *(
+        Row(
+            job=f"pg-concurrent-{form}",
+            work=f"PostgreSQL: 1,000 concurrent sagas of 5 steps, {form}",
+            figure="steps_per_s",
+            unit="steps/s",
+            better="more",
+            bar=15_000,
+            limit_figure="writes_per_s",
+            peer_figure="steps_per_s",
+        )
+        for form in ("declared", "function")
+    ),
+    Row(
+        job="pg-processes",
+        work="PostgreSQL: the same from 4 worker processes, declared",
+        figure="steps_per_s",
+        unit="steps/s",
+        better="more",
+        bar=15_000,
+    ),
+    *(
+        Row(
+            job=f"pg-latency-{form}",
+            work=f"PostgreSQL: one saga of 3 steps, {name}, {form}",
+            figure=f"{name}_ms",
+            unit="ms",
+            better="less",
+            bar=bar,
+            peer_figure=f"{name}_ms",
+        )
+        for form in ("declared", "function")
+        for name, bar in (("p50", 4.0), ("p99", 12.0))
+    ),
+    *(
+        Row(
+            job="pg-enqueue",
+            work=f"PostgreSQL: started in one process to running in another, {name}",
+            figure=f"{name}_ms",
+            unit="ms",
+            better="less",
+            bar=bar,
+        )
+        for name, bar in (("p50", 8.0), ("p99", 30.0))
+    ),
+    Row(
+        job="pg-enqueue",
+        work="PostgreSQL: transactions of an idle worker and an idle onlooker",
+        figure="idle_queries_per_s",
+        unit="/s",
+        better="less",
+        bar=10,
+    ),
+    Row(
+        job="pg-append",
+        work="PostgreSQL: append, 64 writers × 3 events, version checked",
+        figure="events_per_s",
+        unit="events/s",
+        better="more",
+        bar=30_000,
+    ),
+    Row(
+        job="pg-recovery",
+        work="PostgreSQL: 1,000 sagas of a killed worker resumed, beyond the lease of 5 s",
+        figure="over_lease_s",
+        unit="s",
+        better="less",
+        bar=1.0,
+    ),
 )
 
 LIMITS: tuple[Probe, ...] = (

@@ -7,12 +7,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import peer_environment
 from benchmarks.machine import ROOT
+from event_workflow_engine.testing.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +73,7 @@ class Runner:
         self.quick = quick
         self.repeat = repeat
         self._folder = folder
+        folder.chmod(0o755)  # the servers of root's runs are another user's
         self._say = say
         self._peer_figures: dict[str, Figures] = {}
 
@@ -82,8 +85,12 @@ class Runner:
             command = [str(peer_environment.PYTHON), str(HERE / "peers" / f"{script}.py"), function]
         else:
             command = [sys.executable, "-m", "benchmarks.child", probe.call]
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=self._folder, ignore_cleanup_errors=True) as folder:
-            self._say(f"{probe.call} {json.dumps(sizes)}")
+        self._say(f"{probe.call} {json.dumps(sizes)}")
+        with ExitStack() as stack:
+            made = tempfile.TemporaryDirectory(prefix="bench-", dir=self._folder, ignore_cleanup_errors=True)
+            folder = stack.enter_context(made)
+            if probe.server:
+                sizes = {**sizes, "url": stack.enter_context(PostgresServer(folder=self._folder)).url()}
             return _run([*command, folder, json.dumps(sizes)])
 
     def median(self, probe: Probe) -> Figures:

@@ -45,20 +45,21 @@ def declared(steps: int) -> Saga[Any, Any]:
     return Saga(f"declared-{steps}", [SagaStep(f"s{n}", work) for n in range(steps)], sequential=True)
 
 
-def engine_on(folder: Path, *, max_running: int = 1000) -> WorkflowEngine:
-    """An engine on a file of this folder."""
-    return WorkflowEngine(f"sqlite:///{folder.resolve() / 'bench.db'}", config=EngineConfig(max_running=max_running))
+def engine_on(folder: Path, *, url: str = "", max_running: int = 1000) -> WorkflowEngine:
+    """An engine on a file of this folder, or on a store elsewhere."""
+    config = EngineConfig(max_running=max_running, auto_upgrade=True)
+    return WorkflowEngine(url or f"sqlite:///{folder.resolve() / 'bench.db'}", config=config)
 
 
-def sequential(folder: Path, *, form: str, steps: int = 1000, long: int = 10_000) -> dict[str, float]:
+def sequential(folder: Path, *, form: str, steps: int = 1000, long: int = 10_000, url: str = "") -> dict[str, float]:
     """One saga of many steps, one of ten times as many, and the first again, in one process.
 
     ``long_share`` is the rate of the long one over the mean of the short ones around it.
     """
 
     async def main() -> dict[str, float]:
-        short_saga, long_saga, warm = declared(steps), declared(long), declared(20)
-        async with engine_on(folder) as engine:
+        short_saga, long_saga, warm = declared(steps), declared(long or 1), declared(20)
+        async with engine_on(folder, url=url) as engine:
             engine.register(many, short_saga, long_saga, warm)
 
             async def rate(declaration: Saga[Any, Any], count: int) -> float:
@@ -86,7 +87,9 @@ def sequential(folder: Path, *, form: str, steps: int = 1000, long: int = 10_000
     return asyncio.run(main())
 
 
-def concurrent(folder: Path, *, form: str, sagas: int = 1000, steps: int = 5, rounds: int = 3) -> dict[str, float]:
+def concurrent(
+    folder: Path, *, form: str, sagas: int = 1000, steps: int = 5, rounds: int = 3, url: str = ""
+) -> dict[str, float]:
     """Many sagas of a few sequential steps at once; some rounds of that, the median, as its raw limit is measured.
 
     ``first_round_steps_per_s`` is the first one's, in which the process still grows to its size.
@@ -95,7 +98,7 @@ def concurrent(folder: Path, *, form: str, sagas: int = 1000, steps: int = 5, ro
     async def main() -> dict[str, float]:
         few = declared(steps)
         rates = []
-        async with engine_on(folder) as engine:
+        async with engine_on(folder, url=url) as engine:
             engine.register(many, few)
 
             async def run(count: int) -> None:
@@ -114,13 +117,13 @@ def concurrent(folder: Path, *, form: str, sagas: int = 1000, steps: int = 5, ro
     return asyncio.run(main())
 
 
-def latency(folder: Path, *, form: str, samples: int = 500, steps: int = 3) -> dict[str, float]:
+def latency(folder: Path, *, form: str, samples: int = 500, steps: int = 3, url: str = "") -> dict[str, float]:
     """`execute` of sagas of three sequential steps, one after another."""
 
     async def main() -> list[float]:
         few = declared(steps)
         taken = []
-        async with engine_on(folder) as engine:
+        async with engine_on(folder, url=url) as engine:
             engine.register(many, few)
             for _ in range(samples + 50):
                 begun = perf_counter()

@@ -64,8 +64,8 @@ def interrupted() -> int:
     return work() + hang()
 
 
-def launch(folder: Path, wal: bool) -> None:
-    """Start DBOS on a file of this folder, by default as it comes: rollback journal, synchronous FULL."""
+def launch(folder: Path, wal: bool, url: str = "") -> None:
+    """Start DBOS on PostgreSQL, or on a file of this folder, as it comes: rollback journal, synchronous FULL."""
     path = folder / "dbos.db"
     if wal:
         connection = sqlite3.connect(path)
@@ -73,7 +73,7 @@ def launch(folder: Path, wal: bool) -> None:
         connection.close()
     config: DBOSConfig = {
         "name": "bench",
-        "system_database_url": f"sqlite:///{path}",
+        "system_database_url": url or f"sqlite:///{path}",
         "log_level": "ERROR",
         "application_version": "1",
         "executor_id": "bench",
@@ -82,9 +82,9 @@ def launch(folder: Path, wal: bool) -> None:
     DBOS.launch()
 
 
-def sequential(folder: Path, steps: int = 1000, wal: bool = False) -> dict[str, float]:
+def sequential(folder: Path, steps: int = 1000, wal: bool = False, url: str = "") -> dict[str, float]:
     """One workflow of many steps; the better of the sync and the async form."""
-    launch(folder, wal)
+    launch(folder, wal, url)
     many(10)
     begun = perf_counter()
     many(steps)
@@ -100,9 +100,9 @@ def sequential(folder: Path, steps: int = 1000, wal: bool = False) -> dict[str, 
     return {"steps_per_s": max(threads, tasks), "sync_steps_per_s": threads, "async_steps_per_s": tasks}
 
 
-def concurrent(folder: Path, sagas: int = 1000, steps: int = 5, wal: bool = False) -> dict[str, float]:
+def concurrent(folder: Path, sagas: int = 1000, steps: int = 5, wal: bool = False, url: str = "") -> dict[str, float]:
     """Many workflows at once."""
-    launch(folder, wal)
+    launch(folder, wal, url)
     many(steps)
     begun = perf_counter()
     handles = [DBOS.start_workflow(many, steps) for _ in range(sagas)]
@@ -112,9 +112,9 @@ def concurrent(folder: Path, sagas: int = 1000, steps: int = 5, wal: bool = Fals
     return {"steps_per_s": sagas * steps / elapsed, "sagas_per_s": sagas / elapsed}
 
 
-def latency(folder: Path, samples: int = 300, steps: int = 3, wal: bool = False) -> dict[str, float]:
+def latency(folder: Path, samples: int = 300, steps: int = 3, wal: bool = False, url: str = "") -> dict[str, float]:
     """Workflows one after another."""
-    launch(folder, wal)
+    launch(folder, wal, url)
     taken = []
     for _ in range(samples + 30):
         begun = perf_counter()

@@ -23,8 +23,9 @@ __all__ = ["CommitHook", "Execute", "GroupCommitter", "Listeners", "Repeated", "
 
 T = TypeVar("T")
 
-BATCH_LIMIT: Final = 2048
-"""Most units in one batch: bounds a transaction's length, hence the latency of the unit behind it."""
+BATCH_LIMIT: Final = 256
+"""Most units in one batch: bounds a transaction's length, hence the latency of the unit behind it. Where more wait,
+the next batch is on its way while those of the last one are told, so that store and loop work at the same time."""
 
 QUEUE_LIMIT: Final = 8192
 """Units queued before `GroupCommitter.write` makes its callers wait in line. `submit` is not bounded."""
@@ -120,6 +121,7 @@ class GroupCommitter:
         self._line: deque[_Entry] = deque()  # callers of `write` that found the queue full
         self._sent: list[_Entry] = []
         self._busy = False  # a batch is scheduled or in flight, or someone has the store alone
+        self._beginning = False  # the backend is being given a batch
         self._turns = 0  # entries in the queue that want the store alone
         self._hold: object | None = None  # marks the context of the one that has it
         self._alone_id: str | None = None
@@ -218,10 +220,13 @@ class GroupCommitter:
             if not self._busy:
                 self._tell_watchers()
             return
+        self._beginning = True
         try:
             self._execute([unit for unit, _ in batch if unit is not None], self._settle)
         except Exception as error:  # noqa: BLE001 - nobody who waits shall wait for ever
             self._settle([error] * len(batch))
+        finally:
+            self._beginning = False
 
     def _take(self) -> list[_Entry]:
         """The next batch; empty when there is none (no longer busy), or when someone gets the store alone (busy)."""
@@ -267,13 +272,25 @@ class GroupCommitter:
                     waiter.set_exception(answer)
                 else:
                     waiter.set_result(answer)
+        settled = zip(sent, verdicts, strict=True) if posted else None
+        if self._beginning or len(self._queue) * 2 < self._batch_limit or self._turns:
+            # Few wait, so those who are told now shall join the next batch; or the backend answers at once.
+            try:
+                if committed:
+                    self._listeners.announce(committed)
+                if settled is not None:
+                    self._tell(settled)
+            finally:
+                self._release()
+            return
         try:
             if committed:
                 self._listeners.announce(committed)
-            if posted:
-                self._tell(zip(sent, verdicts, strict=True))
         finally:
-            self._release()
+            self._tell_watchers()
+            self._send()
+            if settled is not None:  # behind the first turn of the loop that the backend may need to begin
+                self._loop.call_soon(self._tell, settled)
 
     def _tell(self, settled: Iterator[tuple[_Entry, Verdict]]) -> None:
         for (_, told), verdict in settled:

