@@ -157,7 +157,7 @@ JOBS: dict[str, Job] = {
         )
         for form in ("declared", "function")
     },
-    "pg-enqueue": Job(_pg("enqueue", {"samples": 20}, repeat=1)),
+    "pg-enqueue": Job(_pg("enqueue", {"samples": 20, "settle": 0.1}, repeat=1)),
     "pg-append": Job(_pg("append", {"events": 2000})),
     "pg-recovery": Job(_pg("recovery", {"sagas": 50, "lease": 1.0}, repeat=1)),
 }
