@@ -308,6 +308,8 @@ class SagaKeeper:
             self.spawn(self._reload_later(run.saga_id))
             return
         self._drop(run)
+        self.ends.left(run.saga_id)
+        self.ends.look()
         self._lost.append(run.saga_id)
         if len(self._lost) == 1:  # a worker that is taken for dead loses all that it has: one line for them
             self.kit.loop.call_later(_BACK_OFF_S, self._log_lost, error)

@@ -42,18 +42,22 @@ _SETTINGS: Final[dict[str, str]] = {
     "autovacuum_naptime": "5s",
 }
 
-# Run by the interpreter before the server: becomes the other user, and has the server end when this process ends,
-# however that ends.
+# Run by the interpreter: becomes the other user, and then the program. A server it watches over instead: when the pipe
+# that it reads ends, because the test's process did, however that happened, so does the server.
 _GUARD: Final = """
-import ctypes, os, signal, sys
-uid = int(sys.argv[1])
+import os, signal, subprocess, sys, threading
+uid, watched = int(sys.argv[1]), sys.argv[2] == "watched"
 if uid:
     os.setgroups([])
     os.setgid(uid)
     os.setuid(uid)
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGQUIT, 0, 0, 0)
-os.execv(sys.argv[2], sys.argv[2:])
+if not watched:
+    os.execv(sys.argv[3], sys.argv[3:])
+server = subprocess.Popen(sys.argv[3:], stdin=subprocess.DEVNULL)
+threading.Thread(target=lambda: os._exit(server.wait() & 255), daemon=True).start()
+sys.stdin.buffer.read()
+server.send_signal(signal.SIGQUIT)
+threading.Event().wait()
 """
 
 
@@ -109,8 +113,8 @@ class PostgresServer:
             DefinitionError: There are no binaries.
             StorageUnavailableError: The server did not start; says what it wrote.
         """
-        self._make_folder()
         try:
+            self._make_folder()
             password = self._home / "password"
             password.write_text(self._password)
             self._own(password)
@@ -140,10 +144,10 @@ class PostgresServer:
             # What a killed server left would look like its successor's.
             (self._data / "postmaster.pid").unlink()
         options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
-        command = [*self._command("postgres"), "-D", str(self._data), "-p", str(self.port), *options]
+        command = [*self._command("postgres", watched=True), "-D", str(self._data), "-p", str(self.port), *options]
         with (self._home / "log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - the programs of the folder that was asked for
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._home, start_new_session=True,
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=self._home, start_new_session=True,
                 env=self._environment(),
             )  # fmt: skip
         deadline = time.monotonic() + _START_S
@@ -180,7 +184,7 @@ class PostgresServer:
         """
         if self._process is None:
             raise StorageUnavailableError("the PostgreSQL server does not run: start it first")
-        return self._process.pid
+        return int((self._data / "postmaster.pid").read_text().splitlines()[0])
 
     def url(self, database: str = "postgres", *, user: str = "postgres", password: str | None = None) -> str:
         """The URL to connect with; the superuser's unless told otherwise."""
@@ -224,6 +228,8 @@ class PostgresServer:
         self._own(folder)
         if self._binaries is None:
             self._binaries = _wheel_binaries()
+        if not (self._binaries / "postgres").exists():
+            raise DefinitionError(f"there is no PostgreSQL in {self._binaries}: name the folder with its programs")
         if self._uid and not _readable_by_all(self._binaries):
             self._binaries = _copied(self._binaries)
 
@@ -231,9 +237,10 @@ class PostgresServer:
         if self._uid:
             os.chown(path, self._uid, self._uid)
 
-    def _command(self, program: str) -> Sequence[str]:
+    def _command(self, program: str, *, watched: bool = False) -> Sequence[str]:
         assert self._binaries is not None
-        return [sys.executable, "-c", _GUARD, str(self._uid), str(self._binaries / program)]
+        how = "watched" if watched else "alone"
+        return [sys.executable, "-c", _GUARD, str(self._uid), how, str(self._binaries / program)]
 
     def _environment(self) -> dict[str, str]:
         # None of the variables by which PostgreSQL's programs are told of another server.
@@ -248,16 +255,22 @@ class PostgresServer:
         return len(lines) >= _STATUS_LINE and lines[_STATUS_LINE - 1].strip() == "ready"
 
     def _end(self, how: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
+        if self._process is None:
             return
-        if how is signal.SIGKILL:
-            # The processes that serve clients are the postmaster's, but a killed one no longer tells them anything.
-            for child in _children_of(process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-        process.send_signal(how)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):
+            pid = self.pid
+            if how is signal.SIGKILL:
+                # The processes that serve clients are the postmaster's, but a killed one no longer tells them anything.
+                for child in _children_of(pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
+            os.kill(pid, how)
+        process, self._process = self._process, None
+        if how is signal.SIGKILL and process.stdin is not None:
+            process.stdin.close()  # where there was no process id to be read
         process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 _STATUS_LINE: Final = 8  # of postmaster.pid

@@ -115,6 +115,7 @@ class Writer:
         self._cache.clear()
         in_doubt = is_lost_connection(failure)
         if in_doubt:
+            self._drop()
             _log.warning("%s: a batch of %d units is in doubt and is looked up: %s", self._address.shown, len(units),
                          _text(failure))  # fmt: skip
         try:
@@ -305,6 +306,8 @@ class Writer:
         try:
             await self._connection.execute("COMMIT", timeout=_COMMAND_S)
         except Exception as error:  # noqa: BLE001 - told to the one who waits
+            if is_lost_connection(error):
+                self._drop()
             await self._rollback()
             return await self._landed(unit, error)
         return verdict
