@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cyclopts import App, CycloptsError
 
-from event_workflow_engine.cli import db, projection, run, stream
+from event_workflow_engine.cli import db, projection, run, stream, worker
 from event_workflow_engine.cli.demo import command as demo
 from event_workflow_engine.cli.output import clean
 from event_workflow_engine.errors import WorkflowError
@@ -30,8 +30,9 @@ def _version() -> str:
         return "0 (not installed)"
 
 
-app: Final = App(name="ewe", help="Look at sagas, streams and projections, and speak to sagas.", version=_version)
+app: Final = App(name="ewe", help="Run sagas, look at them, and speak to them.", version=_version)
 app.command(demo.demo, name="demo")
+app.command(worker.worker, name="worker")
 for group in (run.app, stream.app, projection.app, db.app):
     app.command(group)
 
