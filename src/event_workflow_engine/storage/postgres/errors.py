@@ -44,7 +44,8 @@ _MEANINGS: Final[tuple[tuple[tuple[type[BaseException], ...], type[WorkflowError
         "the server has no connection left: raise max_connections, lower pool=, or put a pooler before it",
     ),
     (
-        (asyncpg.ReadOnlySQLTransactionError,),
+        # The latter is what a standby says of a transaction that wants to write.
+        (asyncpg.ReadOnlySQLTransactionError, asyncpg.FeatureNotSupportedError),
         StorageUnavailableError,
         "the server takes no writes, as a standby does: connect to the primary (target_session_attrs=read-write)",
     ),
@@ -82,11 +83,6 @@ _MEANINGS: Final[tuple[tuple[tuple[type[BaseException], ...], type[WorkflowError
         (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError),
         StorageUnavailableError,
         "a pooler forgets prepared statements: add prepared=off to the URL, or let PgBouncer 1.21 or newer keep them",
-    ),
-    (
-        (asyncpg.FeatureNotSupportedError,),
-        StorageError,
-        "reset default_transaction_isolation for this role to 'read committed', and use PostgreSQL 15 or newer",
     ),
     (
         (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError),

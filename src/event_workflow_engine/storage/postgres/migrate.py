@@ -21,6 +21,7 @@ __all__ = ["OLDEST_SERVER", "applied_migrations", "check_schema", "upgrade"]
 OLDEST_SERVER: Final = 15
 
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('event-workflow-engine migrations ' || $1, 0))"
+_HAS_TABLE: Final = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'schema_migrations')"
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS ewe.schema_migrations (
     number     integer PRIMARY KEY,
@@ -33,7 +34,8 @@ CREATE TABLE IF NOT EXISTS ewe.schema_migrations (
 
 async def applied_migrations(connection: asyncpg.Connection[Any], schema: str) -> dict[int, str]:
     """Checksums of the migrations that the store has had, by number; empty where there is no store."""
-    if await connection.fetchval("SELECT to_regclass($1)", f"{schema}.schema_migrations") is None:
+    # The catalogs themselves are read: a lookup of the name may be answered from before the lock was waited for.
+    if not await connection.fetchval(_HAS_TABLE, schema):
         return {}
     rows = await connection.fetch(in_schema("SELECT number, checksum FROM ewe.schema_migrations", schema))
     return {row["number"]: row["checksum"] for row in rows}
@@ -100,4 +102,4 @@ async def upgrade(
 
 
 async def _schema_exists(connection: asyncpg.Connection[Any], schema: str) -> bool:
-    return bool(await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema))
+    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", schema))

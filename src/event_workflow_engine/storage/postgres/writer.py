@@ -63,6 +63,7 @@ class Writer:
         self._on_commit = on_commit
         self._connection: Any = None
         self._cache = SharedCache()
+        self._explicit = False  # transactions must be begun with their own settings, for the role's do not fit
         self._batches = 0
         self._newest = 0  # the latest Unit.at seen: the clock by which ids of units grow old
         self.folder: InlineFolder | None = None
@@ -100,6 +101,8 @@ class Writer:
     async def _optimistically(self, units: Sequence[Unit]) -> list[Verdict]:
         """Judge by what is remembered, and have the server check that: one round trip where it holds."""
         await self.open()
+        if self._explicit:
+            return await self._locked(units, careful=False)
         batch = await self._judged(units, FetchedIds(), careful=False, guesses=True)
         verdicts = await self._send(batch)
         if verdicts is None:
@@ -113,6 +116,8 @@ class Writer:
         lock until it has ended, so what is not found then will not land any more.
         """
         self._cache.clear()
+        if isinstance(failure, (asyncpg.FeatureNotSupportedError, asyncpg.ReadOnlySQLTransactionError)):
+            self._begin_explicitly(failure)
         in_doubt = is_lost_connection(failure)
         if in_doubt:
             self._drop()
@@ -127,6 +132,13 @@ class Writer:
                 return [self._typed(error)] * len(units)
             return [verdict for unit in units for verdict in await self._carefully((unit,), failure)]
         return [_landed_now(verdict) for verdict in verdicts] if in_doubt else verdicts
+
+    def _begin_explicitly(self, failure: Exception) -> None:
+        if not self._explicit:
+            self._explicit = True
+            _log.warning("%s: %s; each batch is begun with settings of its own, which costs three round trips more: "
+                         "reset default_transaction_isolation and default_transaction_read_only for this role",
+                         self._address.shown, _text(failure))  # fmt: skip
 
     async def _locked(self, units: Sequence[Unit], *, careful: bool) -> list[Verdict]:
         """Judge and write under the lock, so that what is fetched stays as it is."""

@@ -1,0 +1,187 @@
+"""What is wrong with a server, a role or a database is said in a typed error: what, to which store, and what to do."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.integration.postgres.kit import PASSWORD
+
+from event_workflow_engine import EngineConfig, Saga, SagaStep, WorkflowEngine
+from event_workflow_engine.errors import (
+    DefinitionError,
+    SchemaVersionError,
+    StorageError,
+    StorageUnavailableError,
+    WorkflowError,
+)
+from event_workflow_engine.storage import open_storage
+from event_workflow_engine.storage.postgres import connections
+from event_workflow_engine.testing.conformance.kit import append, events, record, row_unit, unit
+
+if TYPE_CHECKING:
+    from tests.integration.postgres.kit import Server
+
+pytestmark = pytest.mark.timeout(60)
+
+
+async def refused(url: str, *, auto_upgrade: bool = True) -> WorkflowError:
+    """What entering the store and writing to it says."""
+    with pytest.raises(StorageError) as caught:
+        async with open_storage(url, auto_upgrade=auto_upgrade) as storage:
+            await storage.write(unit(events("a")))
+    assert "postgresql://" in str(caught.value), "it names the store"
+    assert PASSWORD not in str(caught.value)
+    return caught.value
+
+
+async def test_a_wrong_password(server: Server) -> None:
+    role = await server.role()
+    error = await refused(server.at(user=role).replace(PASSWORD, "wrong"))
+    assert isinstance(error, StorageUnavailableError)
+    assert "check the user and password" in str(error)
+    assert "wrong" not in str(error)
+
+
+async def test_a_database_that_is_missing(server: Server) -> None:
+    error = await refused(server.at(database="nowhere"))
+    assert isinstance(error, StorageUnavailableError)
+    assert "create it" in str(error)
+
+
+async def test_a_port_where_nobody_listens(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "PATIENCE_S", 0.2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        error = await refused(server.at(port=taken.getsockname()[1]))
+    assert isinstance(error, StorageUnavailableError)
+    assert "out of reach" in str(error)
+
+
+async def test_a_role_without_rights(server: Server) -> None:
+    role, database = await server.role(), await server.database()
+    error = await refused(server.at(user=role, database=database))
+    assert isinstance(error, StorageUnavailableError)
+    assert "GRANT" in str(error)
+
+
+async def test_a_role_that_may_only_read(server: Server) -> None:
+    role, database = await server.role(), await server.database()
+    async with open_storage(server.at(database=database), auto_upgrade=True):
+        pass
+    await server.run(f"GRANT USAGE ON SCHEMA ewe TO {role}", database)
+    await server.run(f"GRANT SELECT ON ALL TABLES IN SCHEMA ewe TO {role}", database)
+    error = await refused(server.at(user=role, database=database))
+    assert "GRANT" in str(error)
+
+
+@pytest.mark.parametrize(
+    "setting", ["default_transaction_isolation = 'serializable'", "default_transaction_read_only = on"]
+)
+async def test_defaults_of_a_role_that_do_not_fit_cost_round_trips_and_are_named_once(
+    server: Server, setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    role, database = await server.role("SUPERUSER"), await server.database()
+    async with open_storage(server.at(database=database), auto_upgrade=True):
+        pass
+    await server.run(f"ALTER ROLE {role} SET {setting}")
+    with caplog.at_level(logging.WARNING, logger="event_workflow_engine.storage"):
+        async with open_storage(server.at(user=role, database=database)) as storage:
+            for n in range(5):
+                await storage.write(unit(events("a", expected=n)))
+            await storage.perform("claim_saga", worker="w", id="s")
+            assert await storage.last_position() == 5
+    assert caplog.text.count(setting.partition(" ")[0]) == 1
+
+
+async def test_a_statement_timeout_of_the_role(server: Server) -> None:
+    """Whoever holds the lock makes the statement wait for longer than it may."""
+    role, database = await server.role("SUPERUSER"), await server.database()
+    await server.run(f"ALTER ROLE {role} SET statement_timeout = 50")
+    async with open_storage(server.at(database=database), auto_upgrade=True) as holder:
+
+        async def hold(_: object) -> None:
+            error = await refused(server.at(user=role, database=database), auto_upgrade=False)
+            assert isinstance(error, StorageUnavailableError)
+            assert "statement_timeout" in str(error)
+
+        await holder.exclusive(unit(events("b")), hold)
+
+
+async def test_a_foreign_schema_of_that_name(server: Server) -> None:
+    database = await server.database()
+    await server.run("CREATE SCHEMA ewe", database)
+    await server.run("CREATE TABLE ewe.events (guest text)", database)
+    url = server.at(database=database)
+    assert isinstance(await refused(url, auto_upgrade=False), SchemaVersionError)
+    await refused(url)
+    assert len(await server.run("SELECT tablename FROM pg_tables WHERE schemaname = 'ewe'", database)) == 1
+
+
+async def test_a_role_that_has_all_its_connections(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "PATIENCE_S", 0.2)
+    role, database = await server.role("CONNECTION LIMIT 1"), await server.database()
+    await server.run(f"GRANT CREATE ON DATABASE {database} TO {role}")
+    url = server.at(user=role, database=database)
+    async with open_storage(url, auto_upgrade=True) as one:
+        error = await refused(url)
+        assert "no connection left" in str(error)
+        await one.write(unit(events("a")))
+
+
+async def test_an_ordinary_role_that_may_make_a_schema_is_enough(server: Server) -> None:
+    role, database = await server.role(), await server.database()
+    await server.run(f"GRANT CREATE ON DATABASE {database} TO {role}")
+    await runs_a_saga(server.at(user=role, database=database))
+
+
+async def test_an_ordinary_role_that_owns_a_schema_is_enough(server: Server) -> None:
+    role, database = await server.role(), await server.database()
+    await server.run(f"CREATE SCHEMA mine AUTHORIZATION {role}", database)
+    await runs_a_saga(server.at(user=role, database=database, schema="mine"))
+
+
+async def runs_a_saga(url: str) -> None:
+    async def one() -> int:
+        return 1
+
+    saga = Saga("one", [SagaStep("one", one)])
+    engine = WorkflowEngine(url, config=EngineConfig(auto_upgrade=True))
+    engine.register(saga)
+    async with engine:
+        assert (await engine.execute(saga))["one"] == 1
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [
+        (unit(append("x" * 4, record(data=b"{}")), rows=()), None),
+        (unit(append("".join(chr(0x4E00 + n * 7 % 20000) for n in range(4000)), record())), "too long"),
+    ],
+)
+async def test_what_postgresql_cannot_hold_fails_alone(postgres_url: str, odd: object, what: str | None) -> None:
+    async with open_storage(postgres_url, auto_upgrade=True) as storage:
+        before, behind = unit(events("a")), unit(events("b"))
+        futures = [storage.submit(one) for one in (before, odd, behind)]  # type: ignore[arg-type]
+        assert (await futures[0]).unit_id == before.id
+        assert (await futures[2]).unit_id == behind.id
+        if what is None:
+            await futures[1]
+        else:
+            with pytest.raises(DefinitionError, match=what):
+                await futures[1]
+
+
+async def test_a_row_with_nul_fails_alone(postgres_url: str) -> None:
+    from event_workflow_engine.storage.port import Row
+
+    async with open_storage(postgres_url, auto_upgrade=True) as storage:
+        bad = row_unit(Row("documents", "insert", ("p", 1, "k"), {"body": "a\0b"}))
+        futures = [storage.submit(one) for one in (unit(events("a")), bad, unit(events("b")))]
+        await futures[0]
+        await futures[2]
+        with pytest.raises(DefinitionError, match="NUL"):
+            await futures[1]
+        assert await storage.last_position() == 2
