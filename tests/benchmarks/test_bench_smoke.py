@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+import asyncpg
 import pytest
 from benchmarks.__main__ import main
 from benchmarks.plan import JOBS, LIMITS, ROWS, Row
 from benchmarks.runner import Figures, Measured
 
-from benchmarks import limits, report, sagas, store
+from benchmarks import limits, postgres, report, sagas, store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -52,6 +55,47 @@ def test_measurement_gives_positive_figures(
     assert all(math.isfinite(value) and value > 0 for value in figures.values()), figures
 
 
+TINY_ON_POSTGRES = [
+    (postgres.bare_calls, {"seconds": 0.01}),
+    (postgres.bare_group, {"clients": 5, "writes": 2, "rounds": 1}),
+    (postgres.sequential, {"form": "declared", "steps": 3}),
+    (postgres.concurrent, {"form": "function", "sagas": 3}),
+    (postgres.latency, {"form": "declared", "samples": 3}),
+    (postgres.many_processes, {"processes": 2, "sagas": 4, "rounds": 2}),
+    (postgres.enqueue, {"samples": 3, "settle": 0.1, "idle": 0.1}),
+    (postgres.append, {"writers": 3, "events": 30}),
+]
+
+
+@pytest.fixture
+async def database(postgres_url: str) -> AsyncIterator[str]:
+    """The URL of a database of its own."""
+    server, name = postgres_url.partition("?")[0], f"bench_{uuid4().hex[:12]}"
+    admin = await asyncpg.connect(server)
+    await admin.execute(f"CREATE DATABASE {name}")
+    yield f"{server.rpartition('/')[0]}/{name}"
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("measure", "sizes"), TINY_ON_POSTGRES, ids=lambda value: getattr(value, "__name__", ""))
+async def test_measurement_on_postgres_gives_figures(
+    measure: Callable[..., Figures], sizes: dict[str, Any], tmp_path: Path, database: str
+) -> None:
+    figures = await asyncio.to_thread(measure, tmp_path, url=database, **sizes)
+    assert figures
+    assert all(math.isfinite(value) and value >= 0 for value in figures.values()), figures
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+async def test_recovery_on_postgres_takes_no_less_than_the_lease(tmp_path: Path, database: str) -> None:
+    figures = await asyncio.to_thread(postgres.recovery, tmp_path, url=database, sagas=5, lease=0.5)
+    assert 0 < figures["resumed_s"] < 10
+
+
 @pytest.mark.parametrize("form", ["declared", "function"])
 def test_recovery_resumes_every_saga_after_the_kill(form: str, tmp_path: Path) -> None:
     figures = sagas.recovery(tmp_path, form=form, sagas=5)
@@ -66,7 +110,7 @@ def test_memory_waits_until_all_are_asleep(tmp_path: Path) -> None:
 
 
 def test_every_planned_call_names_a_measurement() -> None:
-    modules = {"limits": limits, "sagas": sagas, "store": store}
+    modules = {"limits": limits, "postgres": postgres, "sagas": sagas, "store": store}
     probes = [probe for job in JOBS.values() for probe in (job.ours, job.limit) if probe]
     for probe in (*probes, *LIMITS):
         module, _, function = probe.call.partition(":")
