@@ -6,14 +6,13 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from event_workflow_engine.errors import DefinitionError, EngineStateError, SchemaVersionError, WorkflowError
+from event_workflow_engine.errors import DefinitionError, EngineStateError, SchemaVersionError
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage.group_commit import Repeated
 from event_workflow_engine.storage.lifecycle import GroupedStorage, to_the_end
 from event_workflow_engine.storage.port import READS, RINGING_CLAIMS, Record, Written
 from event_workflow_engine.storage.postgres.address import Address
 from event_workflow_engine.storage.postgres.connections import Connections, outcome_of
-from event_workflow_engine.storage.postgres.errors import storage_error
 from event_workflow_engine.storage.postgres.migrate import check_schema, upgrade
 from event_workflow_engine.storage.postgres.notices import Notices
 from event_workflow_engine.storage.postgres.queries import MIGRATIONS
@@ -59,15 +58,7 @@ class PostgresStorage(GroupedStorage):
         self._notices: Notices | None = None
 
     async def _open(self) -> None:
-        connection = await self._connections.patiently(self.address.connect)
-        try:
-            await self._check_or_upgrade(connection)
-        except WorkflowError:
-            raise
-        except Exception as error:
-            raise storage_error(error, self.url) from error
-        finally:
-            await connection.close()
+        await self._connections.patiently(self._check_or_upgrade)
         await self._connections.open()
         self._notices = Notices(self.address, self._sender, self._listeners.ring)
         self._writer = Writer(self._connections, self._sender, self._notices.own_commit)
@@ -80,12 +71,16 @@ class PostgresStorage(GroupedStorage):
         self._notices.start()
         self._start(self._execute)
 
-    async def _check_or_upgrade(self, connection: Any) -> None:
-        schema = self.address.schema
-        if self._auto_upgrade:
-            await upgrade(connection, self.url, schema)
-            return
-        pending = await check_schema(connection, self.url, schema)
+    async def _check_or_upgrade(self) -> None:
+        connection = await self.address.connect()
+        try:
+            schema = self.address.schema
+            if self._auto_upgrade:
+                await upgrade(connection, self.url, schema)
+                return
+            pending = await check_schema(connection, self.url, schema)
+        finally:
+            await connection.close()
         if pending:
             version, newest = len(MIGRATIONS) - pending, len(MIGRATIONS)
             what = f"its schema {schema!r} has version {version}" if version else f"it has no schema {schema!r}"
