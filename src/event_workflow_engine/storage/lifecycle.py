@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from event_workflow_engine.errors import EngineStateError
-from event_workflow_engine.storage.group_commit import GroupCommitter, Listeners
+from event_workflow_engine.storage.exclusive import run_exclusively, to_the_end
+from event_workflow_engine.storage.group_commit import GroupCommitter, Listeners, Repeated
+from event_workflow_engine.storage.port import RINGING_CLAIMS, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
+    from event_workflow_engine.storage.exclusive import ExclusiveTransaction
     from event_workflow_engine.storage.group_commit import Execute
-    from event_workflow_engine.storage.port import CommitHook, InlineFolder, Told, Unit, Written
+    from event_workflow_engine.storage.port import CommitHook, InlineFolder, Rows, SqlSession, Told, Unit
 
-__all__ = ["GroupedStorage", "to_the_end"]
-
-T = TypeVar("T")
+__all__ = ["GroupedStorage"]
 
 
 class GroupedStorage(ABC):
@@ -119,6 +120,36 @@ class GroupedStorage(ABC):
         """Queue a unit, waiting while the queue is full, and wait for its verdict."""
         return await self._committer.write(unit)
 
+    async def exclusive(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
+        """Run `work` in a write transaction of its own and commit `unit` with it: both or neither."""
+
+        async def run() -> Written:
+            verdict = await run_exclusively(self._transaction(), unit, work)
+            if isinstance(verdict, Written):
+                self._listeners.announce([(unit, verdict)])
+                return verdict
+            if isinstance(verdict, Repeated):
+                return verdict.written
+            raise verdict
+
+        return await self._committer.alone(run, unit_id=unit.id)
+
+    @abstractmethod
+    def _transaction(self) -> ExclusiveTransaction:
+        """A transaction for exclusive work. It is this caller's turn."""
+
+    async def perform(self, name: str, /, **params: Any) -> Rows:
+        """Run a named claim, in its turn."""
+        committer = self._committer
+        rows = await committer.alone(lambda: to_the_end(asyncio.ensure_future(self._claim(name, params))))
+        if rows or name in RINGING_CLAIMS:
+            self._listeners.ring()
+        return rows
+
+    @abstractmethod
+    async def _claim(self, name: str, params: Mapping[str, Any]) -> Rows:
+        """Run a named claim to its end. It is this caller's turn."""
+
     def add_commit_hook(self, hook: CommitHook) -> Callable[[], None]:
         """Call `hook` on the loop after each batch of this process, in commit order; returns its remover."""
         return self._listeners.add_commit_hook(hook)
@@ -130,17 +161,3 @@ class GroupedStorage(ABC):
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it."""
         self._folder = folder
-
-
-async def to_the_end(job: asyncio.Future[T]) -> T:
-    """The result of a job that must not be left halfway; a cancel that comes meanwhile is raised behind it."""
-    cancelled: asyncio.CancelledError | None = None
-    while not job.done():
-        try:
-            await asyncio.wait([job])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        job.exception()  # it was looked at
-        raise cancelled
-    return job.result()

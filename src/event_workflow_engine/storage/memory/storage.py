@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import sqlite3
 import weakref
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine.errors import DefinitionError, EngineStateError
-from event_workflow_engine.storage.group_commit import Repeated
 from event_workflow_engine.storage.lifecycle import GroupedStorage
 from event_workflow_engine.storage.memory.queries import CLAIM_FUNCTIONS, READ_FUNCTIONS
 from event_workflow_engine.storage.memory.state import MemoryState
-from event_workflow_engine.storage.port import RINGING_CLAIMS
+from event_workflow_engine.storage.port import Written
 from event_workflow_engine.storage.row_images import shape_of
-from event_workflow_engine.storage.user_sql import SqlGuard, bounded_hold, rows_of
+from event_workflow_engine.storage.user_sql import SqlGuard, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from event_workflow_engine.storage.group_commit import Verdict
-    from event_workflow_engine.storage.port import InlineFolder, Record, Rows, SqlSession, Unit, Written
+    from event_workflow_engine.storage.port import InlineFolder, Record, Rows, SqlSession, Unit
 
 __all__ = ["MemoryStorage"]
 
@@ -58,42 +56,14 @@ class MemoryStorage(GroupedStorage):
 
     # -- alone ---------------------------------------------------------------------------------------------------
 
-    async def exclusive(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
-        """Run `work` in a write transaction of its own and commit `unit` with it: both or neither."""
-        return await self._committer.alone(partial(self._exclusively, unit, work), unit_id=unit.id)
+    def _transaction(self) -> _MemoryTransaction:
+        return _MemoryTransaction(self.state, self._sql, self._guard)
 
-    async def _exclusively(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
-        session = _MemorySession(self._guard)
-        self._sql.execute("BEGIN")
-        try:
-            async with bounded_hold():
-                await work(session)
-            verdict = self.state.write(unit)
-        except BaseException:
-            self._sql.rollback()
-            raise
-        finally:
-            session.closed = True
-        if isinstance(verdict, Repeated):  # so was the work
-            self._sql.rollback()
-            return verdict.written
-        self._sql.commit()
-        self._listeners.announce([(unit, verdict)])
-        return verdict
-
-    async def perform(self, name: str, /, **params: Any) -> Rows:
-        """Run a named claim."""
+    async def _claim(self, name: str, params: Mapping[str, Any]) -> Rows:
         claim = CLAIM_FUNCTIONS.get(name)
         if claim is None:
             raise DefinitionError(f"there is no claim {name!r}")
-
-        async def work() -> Rows:
-            return claim(self.state, **params)
-
-        rows = await self._committer.alone(work)
-        if rows or name in RINGING_CLAIMS:
-            self._listeners.ring()
-        return rows
+        return claim(self.state, **params)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -174,6 +144,37 @@ class MemoryStorage(GroupedStorage):
         """The state; raises where the store is not open."""
         self._require_open()
         return self.state
+
+
+class _MemoryTransaction:
+    """A transaction over the tables of SQL projections, with a unit beside it."""
+
+    def __init__(self, state: MemoryState, sql: sqlite3.Connection, guard: SqlGuard) -> None:
+        self._state = state
+        self._sql = sql
+        self._session = _MemorySession(guard)
+
+    async def begin(self) -> SqlSession:
+        """See `ExclusiveTransaction.begin`."""
+        self._sql.execute("BEGIN")
+        return self._session
+
+    async def end(self) -> None:
+        """See `ExclusiveTransaction.end`."""
+        self._session.closed = True
+
+    async def abort(self) -> None:
+        """See `ExclusiveTransaction.abort`."""
+        self._sql.rollback()
+
+    async def commit(self, unit: Unit) -> Verdict:
+        """See `ExclusiveTransaction.commit`."""
+        verdict = self._state.attempt(unit)
+        if isinstance(verdict, Written):
+            self._sql.commit()
+        else:
+            self._sql.rollback()
+        return verdict
 
 
 class _MemorySession:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from event_workflow_engine.errors import WorkflowError
-from event_workflow_engine.storage.lifecycle import to_the_end
+from event_workflow_engine.storage.exclusive import to_the_end
 from event_workflow_engine.storage.postgres.connections import fetch_named
 from event_workflow_engine.storage.postgres.errors import storage_error
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine.errors import DefinitionError, EngineStateError, SchemaVersionError
 from event_workflow_engine.ids import uuid7
-from event_workflow_engine.storage.group_commit import Repeated
-from event_workflow_engine.storage.lifecycle import GroupedStorage, to_the_end
-from event_workflow_engine.storage.port import READS, RINGING_CLAIMS, Record, Written
+from event_workflow_engine.storage.lifecycle import GroupedStorage
+from event_workflow_engine.storage.port import READS, Record, Written
 from event_workflow_engine.storage.postgres.address import Address
 from event_workflow_engine.storage.postgres.connections import Connections, outcome_of
 from event_workflow_engine.storage.postgres.migrate import check_schema, upgrade
@@ -20,10 +18,9 @@ from event_workflow_engine.storage.postgres.statements import rows_by_keys
 from event_workflow_engine.storage.postgres.user_sql import UserSql
 from event_workflow_engine.storage.postgres.writer import Writer
 from event_workflow_engine.storage.row_images import shape_of
-from event_workflow_engine.storage.user_sql import bounded_hold
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from event_workflow_engine.storage.group_commit import Verdict
     from event_workflow_engine.storage.port import InlineFolder, Rows, SqlSession, Unit
@@ -119,41 +116,11 @@ class PostgresStorage(GroupedStorage):
             raise self._not_open()
         return self._writer
 
-    async def perform(self, name: str, /, **params: Any) -> Rows:
-        """Run a named claim, in its turn."""
-        writer = self._opened
-        rows = await self._committer.alone(lambda: to_the_end(asyncio.ensure_future(writer.claim(name, params))))
-        if rows or name in RINGING_CLAIMS:
-            self._listeners.ring()
-        return rows
+    async def _claim(self, name: str, params: Mapping[str, Any]) -> Rows:
+        return await self._opened.claim(name, params)
 
-    async def exclusive(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
-        """Run `work` in a write transaction of its own and commit `unit` with it: both or neither."""
-        return await self._committer.alone(partial(self._exclusively, unit, work), unit_id=unit.id)
-
-    async def _exclusively(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
-        writer = self._opened
-        begun = asyncio.ensure_future(writer.begin_exclusive())
-        session: _Session | None = None
-        try:
-            user_sql = await to_the_end(begun)
-            session = _Session(user_sql)
-            async with bounded_hold():
-                await work(session)
-        except BaseException:
-            if session is not None:
-                await session.close()
-            if begun.done() and not begun.cancelled() and begun.exception() is None:
-                await to_the_end(asyncio.ensure_future(writer.abort_exclusive()))
-            raise
-        await session.close()
-        verdict = await to_the_end(asyncio.ensure_future(writer.commit_exclusive(unit, user_sql)))
-        if isinstance(verdict, Written):
-            self._listeners.announce([(unit, verdict)])
-            return verdict
-        if isinstance(verdict, Repeated):
-            return verdict.written
-        raise verdict
+    def _transaction(self) -> _PostgresTransaction:
+        return _PostgresTransaction(self._opened)
 
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it; from the next batch on."""
@@ -256,19 +223,34 @@ class PostgresStorage(GroupedStorage):
         }
 
 
-class _Session:
-    """User's SQL in the transaction of exclusive work; one statement at a time, and none behind its end."""
+class _PostgresTransaction:
+    """A transaction on the writing connection, and user's SQL in it: one statement at a time, none behind its end."""
 
-    def __init__(self, user_sql: UserSql) -> None:
-        self._user_sql = user_sql
-        self._closed = False
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._user_sql: UserSql | None = None
+        self._ended = False
         self._turn = asyncio.Lock()
 
-    async def close(self) -> None:
-        """End it, as soon as no statement is under way."""
-        self._closed = True
+    async def begin(self) -> SqlSession:
+        """See `ExclusiveTransaction.begin`."""
+        self._user_sql = await self._writer.begin_exclusive()
+        return self
+
+    async def end(self) -> None:
+        """See `ExclusiveTransaction.end`."""
+        self._ended = True
         async with self._turn:
             pass
+
+    async def abort(self) -> None:
+        """See `ExclusiveTransaction.abort`."""
+        await self._writer.abort_exclusive()
+
+    async def commit(self, unit: Unit) -> Verdict:
+        """See `ExclusiveTransaction.commit`."""
+        assert self._user_sql is not None
+        return await self._writer.commit_exclusive(unit, self._user_sql)
 
     async def execute(self, sql: str, params: Mapping[str, Any], /) -> int:
         """Run a statement; the number of rows it changed."""
@@ -280,7 +262,7 @@ class _Session:
 
     async def _run(self, sql: str, params: Mapping[str, Any]) -> tuple[Rows, int]:
         async with self._turn:
-            if self._closed:
+            if self._ended or self._user_sql is None:
                 raise EngineStateError("the transaction of this session has ended")
             return await self._user_sql.run(sql, params, writes=True)
 

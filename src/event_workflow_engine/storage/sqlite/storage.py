@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from event_workflow_engine.errors import EngineStateError
-from event_workflow_engine.storage.group_commit import Repeated
-from event_workflow_engine.storage.lifecycle import GroupedStorage, to_the_end
-from event_workflow_engine.storage.port import RINGING_CLAIMS, Written
+from event_workflow_engine.storage.lifecycle import GroupedStorage
 from event_workflow_engine.storage.sqlite.connection import connect as default_connect
 from event_workflow_engine.storage.sqlite.readers import READER_THREADS, Readers
 from event_workflow_engine.storage.sqlite.threads import JobThreads
 from event_workflow_engine.storage.sqlite.writer import Writer
-from event_workflow_engine.storage.user_sql import bounded_hold
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from event_workflow_engine.storage.group_commit import Verdict
-    from event_workflow_engine.storage.port import InlineFolder, Record, Rows, SqlSession, Unit
+    from event_workflow_engine.storage.port import InlineFolder, Record, Rows, SqlSession, Unit, Written
     from event_workflow_engine.storage.sqlite.connection import Connect
 
 __all__ = ["SqliteStorage"]
@@ -110,40 +106,12 @@ class SqliteStorage(GroupedStorage):
             raise self._not_open()
         return self._writer, self._writer_thread
 
-    async def perform(self, name: str, /, **params: Any) -> Rows:
-        """Run a named claim, in its turn."""
+    async def _claim(self, name: str, params: Mapping[str, Any]) -> Rows:
         writer, thread = self._writing
-        rows = await self._committer.alone(lambda: to_the_end(thread.call(writer.claim, name, params)))
-        if rows or name in RINGING_CLAIMS:
-            self._listeners.ring()
-        return rows
+        return await thread.call(writer.claim, name, params)
 
-    async def exclusive(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
-        """Run `work` in a write transaction of its own and commit `unit` with it: both or neither."""
-        return await self._committer.alone(partial(self._exclusively, unit, work), unit_id=unit.id)
-
-    async def _exclusively(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
-        writer, thread = self._writing
-        session = _SqliteSession(writer, thread)
-        begun = thread.call(writer.begin_exclusive)
-        try:
-            await to_the_end(begun)
-            async with bounded_hold():
-                await work(session)
-        except BaseException:
-            session.closed = True
-            if begun.exception() is None:
-                writer.interrupt()  # a statement may still run, for a caller that was cancelled
-                await to_the_end(thread.call(writer.abort_exclusive))
-            raise
-        session.closed = True
-        verdict = await to_the_end(thread.call(writer.commit_exclusive, unit))
-        if isinstance(verdict, Written):
-            self._listeners.announce([(unit, verdict)])
-            return verdict
-        if isinstance(verdict, Repeated):
-            return verdict.written
-        raise verdict
+    def _transaction(self) -> _SqliteTransaction:
+        return _SqliteTransaction(*self._writing)
 
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it; from the next batch on."""
@@ -227,6 +195,33 @@ class SqliteStorage(GroupedStorage):
             "backend": "sqlite",
             **found,
         }
+
+
+class _SqliteTransaction:
+    """A transaction on the writer's thread, over several of its jobs."""
+
+    def __init__(self, writer: Writer, thread: JobThreads) -> None:
+        self._writer = writer
+        self._thread = thread
+        self._session = _SqliteSession(writer, thread)
+
+    async def begin(self) -> SqlSession:
+        """See `ExclusiveTransaction.begin`."""
+        await self._thread.call(self._writer.begin_exclusive)
+        return self._session
+
+    async def end(self) -> None:
+        """See `ExclusiveTransaction.end`. What is under way ends before the thread's next job."""
+        self._session.closed = True
+
+    async def abort(self) -> None:
+        """See `ExclusiveTransaction.abort`."""
+        self._writer.interrupt()  # a statement may still run, for a caller that was cancelled
+        await self._thread.call(self._writer.abort_exclusive)
+
+    async def commit(self, unit: Unit) -> Verdict:
+        """See `ExclusiveTransaction.commit`."""
+        return await self._thread.call(self._writer.commit_exclusive, unit)
 
 
 class _SqliteSession:
