@@ -1,0 +1,103 @@
+"""Rule 12: who is alive, told by heartbeat counters and a clock that only goes forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from event_workflow_engine.storage import open_storage
+from event_workflow_engine.storage.liveness import FileLiveness, HeartbeatLiveness, ProcessLiveness, liveness_of
+
+LEASE = 10.0
+
+
+class Monotonic:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def row(beat: int, incarnation: int = 1, name: str = "other") -> dict[str, Any]:
+    return {"id": name, "incarnation": incarnation, "beat": beat}
+
+
+@pytest.fixture
+def clock() -> Monotonic:
+    return Monotonic()
+
+
+@pytest.fixture
+def liveness(clock: Monotonic) -> HeartbeatLiveness:
+    made = HeartbeatLiveness(LEASE, clock)
+    made.hold("me")
+    return made
+
+
+def test_rule_12_a_counter_that_stands_still_for_a_lease_is_death(
+    liveness: HeartbeatLiveness, clock: Monotonic
+) -> None:
+    assert not liveness.is_gone(row(1))
+    clock.now += LEASE - 0.001
+    assert not liveness.is_gone(row(1))
+    clock.now += 0.001
+    assert liveness.is_gone(row(1))
+
+
+def test_rule_12_whoever_looks_first_waits_a_whole_lease(liveness: HeartbeatLiveness, clock: Monotonic) -> None:
+    """However long the counter has stood still before: only what this process saw counts."""
+    clock.now += 100 * LEASE
+    assert not liveness.is_gone(row(7))
+
+
+@pytest.mark.parametrize("later", [row(2), row(1, incarnation=2)])
+def test_rule_12_a_beat_and_a_new_life_are_signs_of_life(
+    liveness: HeartbeatLiveness, clock: Monotonic, later: dict[str, Any]
+) -> None:
+    liveness.is_gone(row(1))
+    clock.now += LEASE - 1
+    assert not liveness.is_gone(later)
+    clock.now += LEASE - 1
+    assert not liveness.is_gone(later)
+    clock.now += 1
+    assert liveness.is_gone(later)
+
+
+def test_nobody_buries_himself(liveness: HeartbeatLiveness, clock: Monotonic) -> None:
+    liveness.is_gone(row(1, name="me"))
+    clock.now += 2 * LEASE
+    assert not liveness.is_gone(row(1, name="me"))
+
+
+def test_rule_12_a_worker_is_sure_of_itself_for_less_than_others_wait(
+    liveness: HeartbeatLiveness, clock: Monotonic
+) -> None:
+    """From when its last confirmed heartbeat was sent, not from when it was confirmed."""
+    assert not liveness.is_sure(), "nothing was confirmed yet"
+    sent = clock.now
+    clock.now += 3
+    liveness.beaten(sent)
+    assert liveness.is_sure()
+    clock.now = sent + 0.79 * LEASE
+    assert liveness.is_sure()
+    clock.now = sent + 0.81 * LEASE
+    assert not liveness.is_sure()
+    liveness.beaten(clock.now)
+    assert liveness.is_sure()
+    liveness.release("me")
+    assert not liveness.is_sure()
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("memory://", ProcessLiveness),
+        ("sqlite:///a.db", FileLiveness),
+        ("postgresql://u:p@h/d", HeartbeatLiveness),
+        ("postgres://u:p@h/d", HeartbeatLiveness),
+    ],
+)
+def test_each_store_has_the_liveness_that_fits(url: str, kind: type) -> None:
+    assert type(liveness_of(open_storage(url), LEASE)) is kind
