@@ -80,6 +80,14 @@ def test_postgresql_names_the_extra_where_it_is_missing(monkeypatch: pytest.Monk
         ("postgresql://u:secret@h/d?pool=many", "pool='many'"),
         ("postgresql://u:secret@h/d?prepared=maybe", "prepared='maybe'"),
         ("postgresql://u:secret@[h/d", "cannot be read"),
+        ("postgresql://u:secret@h:port/d", "cannot be read"),
+        ("postgresql://u:secret/1@h/d", "%2F"),
+        ("postgresql://u:secret?1@h/d", "%3F"),
+        ("postgresql://u:secret#1@h/d", "%23"),
+        ("postgresql://u:1/secret@h/d", "%2F"),
+        ("postgresql://u:1?secret@h/d", "%3F"),
+        ("postgresql://u:1#secret@h/d", "%23"),
+        ("postgresql://u:secret\u2100@h/d", "cannot be read"),
     ],
 )
 def test_options_of_postgresql_are_checked_and_no_password_is_shown(url: str, what: str) -> None:
@@ -92,6 +100,25 @@ def test_options_of_postgresql_are_checked_and_no_password_is_shown(url: str, wh
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
 def test_the_url_of_a_postgresql_store_is_shown_without_its_password(scheme: str) -> None:
     assert open_storage(f"{scheme}://u:secret@h:5/d?schema=x").url == f"{scheme}://u:***@h:5/d?schema=x"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://h/d?user=u&password=secret&pool=2", "postgresql://h/d?user=u&password=***&pool=2"),
+        ("postgresql://u:secret@h/d?listen=postgresql://u:secret@i/d", "postgresql://u:***@h/d?listen=postgresql://u:***@i/d"),
+        (
+            "postgresql://h/d?listen=postgresql%3A%2F%2Fi%2Fd%3Fpassword%3Dsecret&schema=x",
+            "postgresql://h/d?listen=postgresql://i/d?password=***&schema=x",
+        ),
+        ("postgresql://u:se@c:ret@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:secret@[::1]:5,i:6,j/d", "postgresql://u:***@[::1]:5,i:6,j/d"),
+        ("postgresql://u@%2Ftmp/d", "postgresql://u@%2Ftmp/d"),
+        ("postgresql:///d", "postgresql:///d"),
+    ],
+)  # fmt: skip
+def test_no_password_is_shown_wherever_it_stands_in_the_url_of_a_postgresql_store(url: str, shown: str) -> None:
+    assert open_storage(url).url == shown
 
 
 def test_nothing_is_touched_before_entering(tmp_path: Path) -> None:

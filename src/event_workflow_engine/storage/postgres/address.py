@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 import msgspec
@@ -15,6 +15,10 @@ from event_workflow_engine.storage.postgres.errors import storage_error
 __all__ = ["Address"]
 
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,40}\Z")
+_HOST: Final = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::\d*)?\Z")
+_LOGIN: Final = re.compile(r"(?<=://)([^:@/]*):[^/]+@")
+_PASSWORD: Final = re.compile(r"(?<=[?&])((?:ssl)?password)=[^&]*")
+_LISTEN: Final = re.compile(r"(?<=[?&]listen=)[^&]*")
 _CONNECT_S: Final = 10.0
 _OURS: Final = ("schema", "listen", "pool", "prepared")
 
@@ -49,16 +53,12 @@ class Address(msgspec.Struct, frozen=True):
         Raises:
             DefinitionError: Something in it is malformed.
         """
-        try:
-            parts = urlsplit(url)
-            password = parts.password
-        except ValueError as error:
-            raise DefinitionError(f"the PostgreSQL URL cannot be read: {error}") from error
+        parts = _split(url)
         query = parse_qsl(parts.query, keep_blank_values=True)
         ours = {name: value for name, value in query if name in _OURS}
         rest = urlencode([(name, value) for name, value in query if name not in _OURS])
         dsn = urlunsplit(("postgresql", parts.netloc, parts.path, rest, ""))
-        shown = url.replace(f":{password}@", ":***@", 1) if password else url
+        shown = _without_passwords(url)
         schema = ours.get("schema", "ewe")
         if not _SCHEMA.match(schema):
             raise DefinitionError(
@@ -95,3 +95,31 @@ class Address(msgspec.Struct, frozen=True):
             return await asyncpg.connect(**(self.options() | ({"dsn": dsn} if dsn else {})))
         except Exception as error:
             raise storage_error(error, self.shown) from error
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of a URL.
+
+    Raises:
+        DefinitionError: It is malformed. Nothing of it is told: where its parts cannot be told apart, none is safe.
+    """
+    malformed = DefinitionError(
+        "the PostgreSQL URL cannot be read: it is postgresql://user:password@host:port/database?option=value, and in "
+        "user, password and database the characters / ? # @ : % are written %2F %3F %23 %40 %3A %25"
+    )
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise malformed from None
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if not all(map(_HOST.match, hosts)) or parts.fragment or "@" in "".join((parts.path, *options)):
+        raise malformed
+    return parts
+
+
+def _without_passwords(url: str) -> str:
+    url, question, query = url.partition("?")
+    query = _PASSWORD.sub(r"\1=***", question + query)
+    query = _LISTEN.sub(lambda match: _without_passwords(unquote(match[0])), query)
+    return _LOGIN.sub(r"\1:***@", url) + query
