@@ -18,7 +18,8 @@ from event_workflow_engine.errors import (
     WorkflowError,
 )
 from event_workflow_engine.storage import open_storage
-from event_workflow_engine.storage.postgres import connections
+from event_workflow_engine.storage.port import Row, Written
+from event_workflow_engine.storage.postgres import connections, writer
 from event_workflow_engine.testing.conformance.kit import append, events, record, row_unit, unit
 
 if TYPE_CHECKING:
@@ -77,23 +78,43 @@ async def test_a_role_that_may_only_read(server: Server) -> None:
     assert "GRANT" in str(error)
 
 
-@pytest.mark.parametrize(
-    "setting", ["default_transaction_isolation = 'serializable'", "default_transaction_read_only = on"]
-)
+DEFAULTS = ["default_transaction_isolation = 'serializable'", "default_transaction_read_only = on"]
+
+
+@pytest.mark.parametrize("setting", DEFAULTS)
 async def test_defaults_of_a_role_that_do_not_fit_cost_round_trips_and_are_named_once(
     server: Server, setting: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    role, database = await server.role("SUPERUSER"), await server.database()
-    async with open_storage(server.at(database=database), auto_upgrade=True):
-        pass
+    role, database = await server.role(), await server.database()
+    await server.run(f"GRANT CREATE ON DATABASE {database} TO {role}")
     await server.run(f"ALTER ROLE {role} SET {setting}")
     with caplog.at_level(logging.WARNING, logger="event_workflow_engine.storage"):
-        async with open_storage(server.at(user=role, database=database)) as storage:
+        async with open_storage(server.at(user=role, database=database), auto_upgrade=True) as storage:
             for n in range(5):
                 await storage.write(unit(events("a", expected=n)))
+            await storage.exclusive(unit(events("a")), lambda session: session.execute("CREATE TABLE own (n int)", {}))
             await storage.perform("claim_saga", worker="w", id="s")
-            assert await storage.last_position() == 5
+            assert await storage.last_position() == 6
+            assert await storage.fetch("SELECT n FROM own", {}) == []
     assert caplog.text.count(setting.partition(" ")[0]) == 1
+
+
+@pytest.mark.parametrize("setting", DEFAULTS)
+async def test_such_a_role_prunes_ids_of_units_too(
+    server: Server, setting: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(writer, "_PRUNE_EVERY", 1)
+    role, database = await server.role(), await server.database()
+    await server.run(f"GRANT CREATE ON DATABASE {database} TO {role}")
+    await server.run(f"ALTER ROLE {role} SET {setting}")
+    day = 24 * 3600 * 1_000_000
+    async with open_storage(server.at(user=role, database=database), auto_upgrade=True) as storage:
+        for name, at in (("old", day), ("recent", 5 * day), ("new", 9 * day)):
+            await storage.write(row_unit(Row("slots", "upsert", (name, 1), {"done": 0}), unit_id=name, at=at))
+        await storage.write(unit(events("a"), at=9 * day))  # behind the pruning
+        assert await storage.outcome("old") is None
+        assert await storage.outcome("recent") == Written("recent", ())
+    assert [r for r in caplog.records if "round trips" not in r.getMessage() and r.levelname == "WARNING"] == []
 
 
 async def test_a_statement_timeout_of_the_role(server: Server) -> None:
@@ -175,8 +196,6 @@ async def test_what_postgresql_cannot_hold_fails_alone(postgres_url: str, odd: o
 
 
 async def test_a_row_with_nul_fails_alone(postgres_url: str) -> None:
-    from event_workflow_engine.storage.port import Row
-
     async with open_storage(postgres_url, auto_upgrade=True) as storage:
         bad = row_unit(Row("documents", "insert", ("p", 1, "k"), {"body": "a\0b"}))
         futures = [storage.submit(one) for one in (unit(events("a")), bad, unit(events("b")))]

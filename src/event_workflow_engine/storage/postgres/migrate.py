@@ -80,6 +80,8 @@ async def upgrade(
     made: list[str] = []
     while await check_schema(connection, where, schema, migrations):
         async with connection.transaction(isolation="read_committed"):
+            # The store is written so, too, whatever the role's default. It must be the transaction's first statement.
+            await connection.execute("SET TRANSACTION READ WRITE")
             await connection.execute(_LOCK, schema)
             pending = await check_schema(connection, where, schema, migrations)
             if not pending:

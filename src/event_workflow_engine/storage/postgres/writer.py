@@ -341,7 +341,14 @@ class Writer:
 
     async def _prune(self) -> None:
         try:
-            await self._rows("prune_units", before=self._newest - _KEEP_UNIT_IDS_US, limit=_PRUNE_LIMIT)
+            await self.open()
+            await self._begin()
+            try:
+                await self._rows("prune_units", before=self._newest - _KEEP_UNIT_IDS_US, limit=_PRUNE_LIMIT)
+                await self._connection.execute("COMMIT", timeout=_COMMAND_S)
+            except BaseException:
+                await self._rollback()
+                raise
         except Exception as error:  # noqa: BLE001 - the next one will do it
             _log.warning("%s", self._typed(error))
 
