@@ -11,7 +11,6 @@ from tests.integration.postgres.kit import PASSWORD
 
 from event_workflow_engine import EngineConfig, Saga, SagaStep, WorkflowEngine
 from event_workflow_engine.errors import (
-    DefinitionError,
     SchemaVersionError,
     StorageError,
     StorageUnavailableError,
@@ -20,7 +19,7 @@ from event_workflow_engine.errors import (
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.port import Row, Written
 from event_workflow_engine.storage.postgres import connections, writer
-from event_workflow_engine.testing.conformance.kit import append, events, record, row_unit, unit
+from event_workflow_engine.testing.conformance.kit import events, row_unit, unit
 
 if TYPE_CHECKING:
     from tests.integration.postgres.kit import Server
@@ -173,34 +172,3 @@ async def runs_a_saga(url: str) -> None:
     engine.register(saga)
     async with engine:
         assert (await engine.execute(saga))["one"] == 1
-
-
-@pytest.mark.parametrize(
-    ("odd", "what"),
-    [
-        (unit(append("x" * 4, record(data=b"{}")), rows=()), None),
-        (unit(append("".join(chr(0x4E00 + n * 7 % 20000) for n in range(4000)), record())), "too long"),
-    ],
-)
-async def test_what_postgresql_cannot_hold_fails_alone(postgres_url: str, odd: object, what: str | None) -> None:
-    async with open_storage(postgres_url, auto_upgrade=True) as storage:
-        before, behind = unit(events("a")), unit(events("b"))
-        futures = [storage.submit(one) for one in (before, odd, behind)]  # type: ignore[arg-type]
-        assert (await futures[0]).unit_id == before.id
-        assert (await futures[2]).unit_id == behind.id
-        if what is None:
-            await futures[1]
-        else:
-            with pytest.raises(DefinitionError, match=what):
-                await futures[1]
-
-
-async def test_a_row_with_nul_fails_alone(postgres_url: str) -> None:
-    async with open_storage(postgres_url, auto_upgrade=True) as storage:
-        bad = row_unit(Row("documents", "insert", ("p", 1, "k"), {"body": "a\0b"}))
-        futures = [storage.submit(one) for one in (unit(events("a")), bad, unit(events("b")))]
-        await futures[0]
-        await futures[2]
-        with pytest.raises(DefinitionError, match="NUL"):
-            await futures[1]
-        assert await storage.last_position() == 2

@@ -8,15 +8,23 @@ SELECT * FROM ewe.projections ORDER BY name;
 
 -- name: documents_find
 -- A flag is no number; numbers are equal across integer and real. In order come: nothing, numbers with flags as 0 and 1,
--- then text.
+-- then text. In jsonb no text can hold NUL, so 00 is compared as 01 10 and 01 as 01 11, which keeps order and difference.
+WITH wanted AS MATERIALIZED (
+    SELECT regexp_replace(:where::text, '(?<!\\)((?:\\\\)*)\\u000([01])', '\1\\u0001\\u001\2', 'g')::jsonb AS fields
+)
 SELECT projection, generation, key, body
 FROM (
-    SELECT d.projection, d.generation, d.key, d.body, d.body::jsonb AS fields
+    SELECT d.projection, d.generation, d.key, d.body,
+           (CASE WHEN strpos(d.body, '\u000') = 0 THEN d.body
+                 ELSE regexp_replace(d.body, '(?<!\\)((?:\\\\)*)\\u000([01])', '\1\\u0001\\u001\2', 'g')
+            END)::jsonb AS fields
     FROM ewe.documents AS d
     WHERE d.projection = :projection AND d.generation = :generation
 ) AS d
 CROSS JOIN LATERAL (
-    SELECT CASE WHEN jsonb_typeof(d.fields) = 'object' THEN d.fields -> :order_by::text END AS value
+    SELECT CASE WHEN jsonb_typeof(d.fields) = 'object'
+               THEN d.fields -> replace(:order_by::text, chr(1), chr(1) || chr(17))
+           END AS value
 ) AS o
 CROSS JOIN LATERAL (
     SELECT CASE jsonb_typeof(o.value)
@@ -25,9 +33,10 @@ CROSS JOIN LATERAL (
            END AS number,
            CASE WHEN jsonb_typeof(o.value) IN ('string', 'object', 'array') THEN o.value #>> '{}' END AS text
 ) AS place
-WHERE :where::jsonb = '{}'
+CROSS JOIN wanted
+WHERE wanted.fields = '{}'
    OR NOT EXISTS (
-       SELECT FROM jsonb_each(:where::jsonb) AS w
+       SELECT FROM jsonb_each(wanted.fields) AS w
        WHERE NOT coalesce(jsonb_typeof(d.fields) = 'object' AND d.fields ? w.key AND d.fields -> w.key = w.value, FALSE))
 ORDER BY
     CASE WHEN :descending::bigint = 0 THEN (place.text IS NOT NULL)::integer * 2 + (place.number IS NOT NULL)::integer END,
