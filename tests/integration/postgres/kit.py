@@ -43,10 +43,10 @@ class Server:
         await self.run(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}' {' '.join(options)}")
         return name
 
-    async def database(self) -> str:
+    async def database(self, *options: str) -> str:
         """A new empty database."""
         name = f"d_{uuid4().hex[:12]}"
-        await self.run(f"CREATE DATABASE {name}")
+        await self.run(f"CREATE DATABASE {name} {' '.join(options)}")
         self._made.append(name)
         return name
 

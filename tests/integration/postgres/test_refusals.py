@@ -11,6 +11,7 @@ from tests.integration.postgres.kit import PASSWORD
 
 from event_workflow_engine import EngineConfig, Saga, SagaStep, WorkflowEngine
 from event_workflow_engine.errors import (
+    DefinitionError,
     SchemaVersionError,
     StorageError,
     StorageUnavailableError,
@@ -130,14 +131,61 @@ async def test_a_statement_timeout_of_the_role(server: Server) -> None:
         await holder.exclusive(unit(events("b")), hold)
 
 
-async def test_a_foreign_schema_of_that_name(server: Server) -> None:
+async def test_a_statement_timeout_of_a_millisecond(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "PATIENCE_S", 0.2)
+    role, database = await server.role(), await server.database()
+    await server.run(f"GRANT CREATE ON DATABASE {database} TO {role}")
+    await server.run(f"ALTER ROLE {role} SET statement_timeout = 1")
+    error = await refused(server.at(user=role, database=database))
+    assert isinstance(error, StorageUnavailableError)
+    assert "statement_timeout" in str(error)
+    assert await server.run("SELECT FROM pg_namespace WHERE nspname = 'ewe'", database) == []
+
+
+@pytest.mark.parametrize("table", ["events (guest text)", "schema_migrations (version int)"])
+async def test_a_foreign_schema_of_that_name(server: Server, table: str) -> None:
     database = await server.database()
     await server.run("CREATE SCHEMA ewe", database)
-    await server.run("CREATE TABLE ewe.events (guest text)", database)
+    await server.run(f"CREATE TABLE ewe.{table}", database)
     url = server.at(database=database)
     assert isinstance(await refused(url, auto_upgrade=False), SchemaVersionError)
-    await refused(url)
+    error = await refused(url)
+    assert isinstance(error, SchemaVersionError)
+    assert "name another with schema=" in str(error)
     assert len(await server.run("SELECT tablename FROM pg_tables WHERE schemaname = 'ewe'", database)) == 1
+
+
+async def test_a_schema_that_lost_a_table(server: Server) -> None:
+    url = server.at(database=await server.database())
+    async with open_storage(url, auto_upgrade=True):
+        pass
+    await server.run("DROP TABLE ewe.events", url.rpartition("/")[2])
+    error = await refused(url, auto_upgrade=False)
+    assert isinstance(error, SchemaVersionError)
+    assert "incomplete" in str(error)
+
+
+@pytest.mark.parametrize("word", ["user", "order", "left"])
+async def test_a_schema_named_by_a_word_of_sql(server: Server, word: str) -> None:
+    url = server.at(database=await server.database(), schema=word)
+    with pytest.raises(DefinitionError, match="word of SQL"):
+        async with open_storage(url, auto_upgrade=True):
+            pass
+
+
+async def test_a_database_that_cannot_hold_all_text(server: Server) -> None:
+    database = await server.database("ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    for auto_upgrade in (False, True):
+        error = await refused(server.at(database=database), auto_upgrade=auto_upgrade)
+        assert isinstance(error, StorageUnavailableError)
+        assert "UTF8" in str(error)
+
+
+async def test_no_server_of_the_kind_that_is_asked_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "PATIENCE_S", 0.2)
+    error = await refused(server.at(target_session_attrs="standby"))
+    assert isinstance(error, StorageUnavailableError)
+    assert "target_session_attrs" in str(error)
 
 
 async def test_a_role_that_has_all_its_connections(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from event_workflow_engine.storage.postgres.errors import storage_error
 
 __all__ = ["Address"]
 
-_SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,40}\Z")
+_SCHEMA: Final = re.compile(r"(?!pg_|information_schema\Z)[a-z_][a-z0-9_]{0,40}\Z")
 _HOST: Final = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::\d*)?\Z")
 _LOGIN: Final = re.compile(r"(?<=://)([^:@/]*):[^/]+@")
 _PASSWORD: Final = re.compile(r"(?<=[?&])((?:ssl)?password)=[^&]*")
@@ -62,7 +62,8 @@ class Address(msgspec.Struct, frozen=True):
         schema = ours.get("schema", "ewe")
         if not _SCHEMA.match(schema):
             raise DefinitionError(
-                f"{shown}: schema={schema!r} is not allowed: up to 41 lower-case letters, digits and _, no digit first"
+                f"{shown}: schema={schema!r} is not allowed: up to 41 lower-case letters, digits and _, "
+                "no digit and no pg_ first"
             )
         pool = ours.get("pool", "8")
         if not pool.isdigit() or not 1 <= int(pool) <= 1000:  # noqa: PLR2004 - more is a slip of the pen

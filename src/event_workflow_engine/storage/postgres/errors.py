@@ -39,6 +39,11 @@ _MEANINGS: Final[tuple[tuple[tuple[type[BaseException], ...], type[WorkflowError
         "the schema is missing or incomplete: run `ewe db upgrade`, or open it with auto_upgrade=True",
     ),
     (
+        (asyncpg.DuplicateTableError, asyncpg.DuplicateFunctionError, asyncpg.UndefinedColumnError),
+        SchemaVersionError,
+        "the schema holds something else than this library's tables: name another with schema=",
+    ),
+    (
         (asyncpg.TooManyConnectionsError,),
         StorageUnavailableError,
         "the server has no connection left: raise max_connections, lower pool=, or put a pooler before it",
@@ -48,6 +53,11 @@ _MEANINGS: Final[tuple[tuple[tuple[type[BaseException], ...], type[WorkflowError
         (asyncpg.ReadOnlySQLTransactionError, asyncpg.FeatureNotSupportedError),
         StorageUnavailableError,
         "the server takes no writes, as a standby does: connect to the primary (target_session_attrs=read-write)",
+    ),
+    (
+        (asyncpg.TargetServerAttributeNotMatched,),
+        StorageUnavailableError,
+        "none of the URL's servers is such a one now: check that one is the primary, and target_session_attrs",
     ),
     (
         (asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError),
@@ -123,7 +133,9 @@ def is_lost_connection(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         # The server said so itself: what was open is undone. But for one that said it as it died.
         return isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError))
-    return isinstance(error, (asyncpg.InterfaceError, OSError, TimeoutError, EOFError))
+    # The second: while a standby takes over there is no primary.
+    kinds = (asyncpg.InterfaceError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError, EOFError)
+    return isinstance(error, kinds)
 
 
 def _chained(new: WorkflowError, cause: BaseException) -> WorkflowError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from event_workflow_engine.errors import SchemaVersionError
+from event_workflow_engine.errors import DefinitionError, SchemaVersionError, StorageUnavailableError
 from event_workflow_engine.storage.postgres.queries import MIGRATIONS, in_schema
 from event_workflow_engine.storage.sql_files import check_applied
 
@@ -22,6 +22,7 @@ OLDEST_SERVER: Final = 15
 
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('event-workflow-engine migrations ' || $1, 0))"
 _HAS_TABLE: Final = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'schema_migrations')"
+_IS_RESERVED: Final = "SELECT EXISTS (SELECT FROM pg_get_keywords() WHERE word = $1 AND catcode IN ('R', 'T'))"
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS ewe.schema_migrations (
     number     integer PRIMARY KEY,
@@ -48,12 +49,19 @@ async def check_schema(
 
     Raises:
         SchemaVersionError: The server is too old, or the schema is newer than this library, or was altered.
+        StorageUnavailableError: The database cannot hold all text.
     """
     server = connection.get_server_version()
     if server.major < OLDEST_SERVER:
         raise SchemaVersionError(
             f"{where}: the server is PostgreSQL {server.major}.{server.minor}, this library needs {OLDEST_SERVER} or "
             "newer: upgrade the server"
+        )
+    encoding = getattr(connection.get_settings(), "server_encoding", "UTF8")
+    if encoding != "UTF8":
+        raise StorageUnavailableError(
+            f"{where}: the database has the encoding {encoding}, which cannot hold all text: "
+            "create one with ENCODING 'UTF8' TEMPLATE template0"
         )
     applied = await applied_migrations(connection, schema)
     version = max(applied, default=0)
@@ -74,7 +82,9 @@ async def upgrade(
     Of several processes that try at once one makes each migration, the others wait for it.
 
     Raises:
+        DefinitionError: The schema's name is none.
         SchemaVersionError: The server is too old, or the schema is newer than this library, or was altered.
+        StorageUnavailableError: The database cannot hold all text.
         asyncpg.PostgresError: The role may not, or the server cannot.
     """
     made: list[str] = []
@@ -87,6 +97,8 @@ async def upgrade(
             if not pending:
                 break
             migration = migrations[len(migrations) - pending]
+            if migration.number == 1 and await connection.fetchval(_IS_RESERVED, schema):
+                raise DefinitionError(f"{where}: schema={schema!r} is a word of SQL: name another schema")
             if migration.number == 1 and not await _schema_exists(connection, schema):
                 # Checked first: a role that may not create schemas may still own one that was made for it.
                 await connection.execute(in_schema("CREATE SCHEMA ewe.", schema).rstrip("."))
