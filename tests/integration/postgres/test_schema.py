@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from tests.integration.cli.kit import Ewe
 
-from event_workflow_engine.cli.main import FAILED, OK, execute
-from event_workflow_engine.errors import SchemaVersionError
+from event_workflow_engine.cli.main import FAILED, OK
+from event_workflow_engine.errors import DefinitionError, SchemaVersionError
+from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.postgres.migrate import applied_migrations, upgrade
 from event_workflow_engine.storage.postgres.queries import MIGRATIONS, in_schema
 from event_workflow_engine.storage.sql_files import Migration
 from event_workflow_engine.storage.tables import TABLES
-from event_workflow_engine.testing.conformance.kit import events, unit
+from event_workflow_engine.testing.conformance.kit import append, events, record, saga, unit, worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from event_workflow_engine.storage.port import SqlSession
+
 pytestmark = pytest.mark.timeout(60)
 
+NEWEST = len(MIGRATIONS)
+GATE = 7_301  # an advisory lock of the tests
 TYPES = {"text": "text", "integer": "bigint", "blob": "bytea", "real": "double precision"}
 
 
@@ -45,18 +51,58 @@ async def test_a_store_without_its_schema_says_how_to_make_it(postgres_url: str,
     assert repr(schema) in str(caught.value)
 
 
-def test_the_command_line_makes_and_checks_it(postgres_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert execute(["db", "check", "--url", postgres_url]) == FAILED
-    assert "SchemaVersionError" in capsys.readouterr().err
-    for command in (["db", "upgrade"], ["db", "upgrade"], ["db", "check"]):
-        assert execute([*command, "--url", postgres_url]) == OK
-        assert f"schema version {len(MIGRATIONS)}" in capsys.readouterr().out
-    assert execute(["db", "check", "--json", "--url", postgres_url]) == OK
-    found = json.loads(capsys.readouterr().out)
-    assert found["schema_version"] == len(MIGRATIONS)
-    assert "***" in found["url"]
-    assert execute(["db", "status", "--json", "--url", postgres_url]) == OK
-    assert json.loads(capsys.readouterr().out)["backend"] == "postgres"
+@pytest.fixture
+def ewe(postgres_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ewe:
+    monkeypatch.setenv("COLUMNS", "300")
+    return Ewe(postgres_url, capsys)
+
+
+def test_the_command_line_makes_and_checks_it(ewe: Ewe) -> None:
+    shown = shown_url(ewe.url)
+    for command in ("check", "status"):
+        missing = ewe("db", command)
+        assert missing.code == FAILED
+        assert "SchemaVersionError" in missing.err
+        assert "ewe db upgrade" in missing.err
+    for command in ("upgrade", "upgrade", "check"):
+        assert ewe("db", command).out == f"{shown}: schema version {NEWEST}, as this version of the library needs it\n"
+        assert ewe.json("db", command) == {"url": shown, "schema_version": NEWEST}
+    status = ewe.json("db", "status")
+    assert status["url"] == shown
+    assert status["backend"] == "postgres"
+    assert status["schema"] == ewe.url.rpartition("=")[2]
+    assert (status["events"], status["sagas_by_state"], status["workers"]) == (0, {}, [])
+    assert shown in ewe("db", "status").out
+    assert urlsplit(ewe.url).password not in ewe("db", "status").out
+
+
+def test_the_command_line_refuses_a_newer_and_an_altered_schema(ewe: Ewe, schema: str) -> None:
+    assert ewe("db", "upgrade").code == OK
+    table = f"{schema}.schema_migrations"
+    for spoil, restore, says in (
+        (f"INSERT INTO {table} VALUES ({NEWEST + 1}, 'x', 'x', 0)", f"DELETE FROM {table} WHERE name = 'x'", "upgrade"),
+        (
+            f"UPDATE {table} SET checksum = 'x' || checksum",
+            f"UPDATE {table} SET checksum = substr(checksum, 2)",
+            "edited",
+        ),
+    ):
+        asyncio.run(run(ewe.url, spoil))
+        for command in ("check", "upgrade", "status"):
+            refused = ewe("db", command)
+            assert refused.code == FAILED
+            assert "SchemaVersionError" in refused.err
+            assert says in refused.err
+        asyncio.run(run(ewe.url, restore))
+        assert ewe("db", "check").code == OK
+
+
+def test_of_several_processes_that_make_it_one_does(ewe: Ewe, schema: str) -> None:
+    processes = [ewe.popen("db", "upgrade") for _ in range(4)]
+    ended = [(*process.communicate(timeout=50), process.returncode) for process in processes]
+    assert [(err, code) for _, err, code in ended] == [("", OK)] * 4
+    made = asyncio.run(run(ewe.url, f"SELECT number FROM {schema}.schema_migrations ORDER BY number"))
+    assert [row["number"] for row in made] == [m.number for m in MIGRATIONS]
 
 
 async def test_of_several_that_make_it_one_does(postgres_url: str, schema: str, connection: Any) -> None:
@@ -87,6 +133,30 @@ async def test_a_migration_that_breaks_off_is_undone_and_made_again(
     assert list(await applied_migrations(connection, schema)) == [m.number for m in MIGRATIONS]
     assert await upgrade(connection, "here", schema, second(more)) == ["0002_more.sql"]
     assert await connection.fetchval(in_schema("SELECT n FROM ewe.more", schema)) == 1
+
+
+async def test_of_two_that_migrate_one_is_ended_from_outside_and_the_other_does_it(
+    postgres: str, schema: str, connection: Any
+) -> None:
+    """The first stands in the middle of its script, the second before it, when the first's backend is terminated."""
+    await upgrade(connection, "here", schema)
+    wait = f"SELECT pg_advisory_lock_shared({GATE}); SELECT pg_advisory_unlock_shared({GATE});"
+    more = second("CREATE TABLE ewe.more (n int); " + wait)
+    first, other = [await asyncpg.connect(postgres) for _ in range(2)]
+    await connection.execute(f"SELECT pg_advisory_lock({GATE})")
+    doomed = asyncio.create_task(upgrade(first, "here", schema, more))
+    await is_waiting(connection, first)
+    waiting = asyncio.create_task(upgrade(other, "here", schema, more))
+    await is_waiting(connection, other)
+    assert await connection.fetchval("SELECT pg_terminate_backend($1)", first.get_server_pid())
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await doomed
+    assert list(await applied_migrations(connection, schema)) == [m.number for m in MIGRATIONS]
+    await connection.execute(f"SELECT pg_advisory_unlock({GATE})")
+    assert await waiting == ["0002_more.sql"]
+    assert list(await applied_migrations(connection, schema)) == [m.number for m in more]
+    for each in (first, other):
+        each.terminate()
 
 
 async def test_a_newer_schema_is_left_alone(postgres_url: str, schema: str, connection: Any) -> None:
@@ -125,23 +195,41 @@ async def test_two_stores_in_one_database_do_not_see_each_other(postgres_url: st
         open_storage(postgres_url, auto_upgrade=True) as one,
         open_storage(other, auto_upgrade=True) as two,
     ):
-        await one.write(unit(events("a", 3)))
-        await two.write(unit(events("a")))
+        shared = uuid7()
+        await one.write(unit(append("a", record(shared)), rows=[worker("w"), saga("s")]))
+        await one.write(unit(events("a", 2)))
+        # The same ids and keys are free in the other, and what holds the one's lock does not hold up the other.
+        in_two = unit(append("a", record(shared)), rows=[worker("w"), saga("s")])
+
+        async def work(session: SqlSession) -> None:
+            await session.execute("CREATE TABLE own (n int)", {})
+            await two.write(in_two)
+
+        await one.exclusive(unit(events("b")), work)
         assert (await one.head("a"), await two.head("a")) == (3, 1)
-        assert await two.last_position() == 1
+        assert (await one.last_position(), await two.last_position()) == (4, 1)
+        assert await one.fetch("SELECT n FROM own", {}) == []
+        with pytest.raises(DefinitionError, match="own"):
+            await two.fetch("SELECT n FROM own", {})
+        assert len(await one.perform("claim_saga", worker="w", id="s")) == 1
+        assert len(await two.perform("claim_saga", worker="w", id="s")) == 1
 
 
-async def test_behind_a_pooler_that_keeps_nothing(postgres_url: str) -> None:
-    """No prepared statement, no notification: another process's commit is seen by looking."""
-    url = f"{postgres_url}&prepared=off&listen=off"
-    async with open_storage(url, auto_upgrade=True) as one, open_storage(url) as two:
-        rang = asyncio.Event()
-        two.add_bell(rang.set)
-        await asyncio.sleep(0)
-        rang.clear()
-        await one.write(unit(events("a")))
-        async with asyncio.timeout(10):
-            while await two.head("a") != 1 or not rang.is_set():
-                await rang.wait()
-        await one.perform("claim_saga", worker="w", id="s")
-        assert [record.stream for record in await two.read_log()] == ["a"]
+async def run(url: str, sql: str) -> Any:
+    connection = await asyncpg.connect(url.partition("?")[0])
+    try:
+        return await connection.fetch(sql)
+    finally:
+        await connection.close()
+
+
+async def is_waiting(connection: Any, other: Any) -> None:
+    """Until the other connection waits for a lock."""
+    asked = "SELECT cardinality(pg_blocking_pids($1))"
+    async with asyncio.timeout(20):
+        while not await connection.fetchval(asked, other.get_server_pid()):
+            pass
+
+
+def shown_url(url: str) -> str:
+    return url.replace(f":{urlsplit(url).password}@", ":***@")
