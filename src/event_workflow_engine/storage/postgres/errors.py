@@ -132,7 +132,8 @@ def is_lost_connection(error: BaseException) -> bool:
     """Whether an error leaves it open what became of the statement under way: its connection is gone, or hangs."""
     if isinstance(error, asyncpg.PostgresError):
         # The server said so itself: what was open is undone. But for one that said it as it died.
-        return isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError))
+        dying = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+        return isinstance(error, dying) and not isinstance(error, asyncpg.QueryCanceledError)
     # The second: while a standby takes over there is no primary.
     kinds = (asyncpg.InterfaceError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError, EOFError)
     return isinstance(error, kinds)
