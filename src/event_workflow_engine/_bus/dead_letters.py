@@ -13,6 +13,7 @@ from event_workflow_engine.codecs import Raw
 from event_workflow_engine.errors import DecodeError, EncodeError, RowConflictError, WorkflowError
 from event_workflow_engine.events import Metadata, RecordedEvent
 from event_workflow_engine.ids import uuid7
+from event_workflow_engine.storage.names import storable
 from event_workflow_engine.storage.port import Record, Row, Unit
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class DeadLetters:
         values = {
             "subscription": subscription,
             "event": _encode(self._kept(self._store, event, carried.record)),
-            "error": text.encode(errors="backslashreplace").decode(),
+            "error": storable(text),
             "attempts": attempts,
             "parked_at": to_micros(now),
         }

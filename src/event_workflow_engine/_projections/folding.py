@@ -9,6 +9,7 @@ from event_workflow_engine.codecs import JSON
 from event_workflow_engine.errors import DecodeError
 from event_workflow_engine.events import CURRENT_EVENT
 from event_workflow_engine.serialization import EventCursor, metadata_of, unpack
+from event_workflow_engine.storage.names import check_name, storable
 from event_workflow_engine.storage.port import Row
 
 if TYPE_CHECKING:
@@ -79,9 +80,8 @@ def _change(record: Record, number: int, route: Any, payload: Any, unread: Excep
         if unread is not None:
             raise unread  # noqa: TRY301 - one way out
         key = route.key(payload)
-        if not isinstance(key, str):
-            raise TypeError(f"the key must be text, not {type(key).__name__}")  # noqa: TRY301
-        key.encode()  # a lone surrogate cannot be stored
+        if key != "":
+            check_name(key, "the key")
     except Exception as error:  # noqa: BLE001 - a user's key function may raise anything
         return Change(record, _lost_key(number, record), payload, route, error)
     return Change(record, key, payload, route)
@@ -253,7 +253,9 @@ def parked_rows(name: str, generation: int, change: Change, error: Exception | N
     """The rows that park an event, and its key when it is the first."""
     rows = [Row("parked_events", "upsert", (name, generation, change.key, change.record.position))]
     if error is not None:
-        text = f"{type(error).__name__}: {error} (event {change.record.id} at position {change.record.position})"
+        text = storable(
+            f"{type(error).__name__}: {error} (event {change.record.id} at position {change.record.position})"
+        )
         _log.warning(
             "projection %s parks key %r and its events from here on, until retry_parked(): %s raised %s",
             name, change.key, change.record.type, text, exc_info=error,

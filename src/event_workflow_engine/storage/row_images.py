@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine.errors import DefinitionError, RowConflictError
+from event_workflow_engine.storage.names import MAX_NAME_BYTES
 from event_workflow_engine.storage.tables import TABLES
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ Image = tuple[Any, ...]
 Key = tuple[Any, ...]
 
 _TYPES: Final[dict[str, type]] = {"text": str, "integer": int, "blob": bytes, "real": float}
+_MAX_KEY_CHARACTERS: Final = MAX_NAME_BYTES // 4
+_MAX_KEY_BYTES: Final = MAX_NAME_BYTES + 50  # the engine's own keys may hold a name and a few characters before it
 _INT64: Final = range(-(2**63), 2**63)
 
 
@@ -54,13 +57,13 @@ class Shape:
             DefinitionError: It does not fit the table's key.
         """
         if tuple(map(type, key)) == self._key_types:
-            if self.width == 1 and type(key[0]) is str and key[0].isascii():
+            if self.width == 1 and type(key[0]) is str and len(key[0]) < _MAX_KEY_CHARACTERS and key[0].isprintable():
                 return key
         elif len(key) != self.width:
             raise DefinitionError(f"the key of table {self.name!r} has {self.width} columns, not {len(key)}: {key!r}")
         if None in key:
             raise DefinitionError(f"the key {key!r} of table {self.name!r} has a None in it")
-        return tuple(map(self._stored, range(self.width), key))
+        return tuple(map(self._of_key, range(self.width), key))
 
     def apply(self, image: Image | None, row: Row) -> Image | None:
         """The image that `row` leaves, or the same `image` where it changes nothing.
@@ -131,6 +134,19 @@ class Shape:
             else:
                 new[place] = self._stored(place, value)
         return tuple(new)
+
+    def _of_key(self, place: int, value: Any) -> Any:
+        """`value` as the column of the key keeps it: what every backend can look up."""
+        stored = self._stored(place, value)
+        if isinstance(stored, str):
+            if "\0" in stored:
+                raise DefinitionError(f"table {self.name!r}: a key holds the character NUL: {stored[:50]!r}")
+            if len(stored) > _MAX_KEY_CHARACTERS and len(stored.encode()) > _MAX_KEY_BYTES:
+                raise DefinitionError(
+                    f"table {self.name!r}: a key is too long, {len(stored.encode())} bytes where {_MAX_KEY_BYTES} are "
+                    f"the most: {stored[:50]!r}…; shorten it, or use a digest of it"
+                )
+        return stored
 
     def _stored(self, place: int, value: Any) -> Any:
         """`value` as the column keeps it: a `StrEnum` as text, a flag as a number."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from event_workflow_engine.errors import DefinitionError, VersionConflictError
+from event_workflow_engine.storage.names import check_name, check_text
 from event_workflow_engine.storage.port import ANY_VERSION, STREAM_EXISTS
 
 if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Append, NewRecord, Unit
 
-__all__ = ["check_text", "check_unit", "check_version", "is_plain"]
+__all__ = ["check_unit", "check_version", "is_plain"]
 
 _INT64_MAX: Final = 2**63 - 1
 _MOST_EVENTS: Final = 1_000_000
@@ -22,11 +23,11 @@ def check_unit(unit: Unit) -> None:
     Raises:
         DefinitionError: Something does not fit; says what.
     """
-    check_text(unit.id, "a unit's id")
+    check_name(unit.id, "a unit's id")
     _check_int(unit.at, "Unit.at", 0)
     first = True
     for append in unit.appends:
-        check_text(append.stream, "a stream's name")
+        check_name(append.stream, "a stream's name")
         _check_int(append.expected, "Append.expected", STREAM_EXISTS)
         for record in append.records:
             _check_record(record)
@@ -62,24 +63,8 @@ def check_version(append: Append, version: int) -> None:
         raise VersionConflictError(append.stream, "stream_exists", version)
 
 
-def check_text(value: object, what: str) -> None:
-    """Check that `value` is non-empty text that every backend can store: UTF-8 without NUL.
-
-    Raises:
-        DefinitionError: It is not.
-    """
-    if not isinstance(value, str) or not value:
-        raise DefinitionError(f"{what} must be non-empty text, not {value!r}")
-    if "\0" in value:
-        raise DefinitionError(f"{what} holds the character NUL, which not every store can hold: {value!r}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DefinitionError(f"{what} holds a lone surrogate, which UTF-8 cannot store: {value!r}") from None
-
-
 def _check_record(record: NewRecord) -> None:
-    check_text(record.id, "a record's id")
+    check_name(record.id, "a record's id")
     check_text(record.type, "a record's type")
     _check_int(record.schema, "NewRecord.schema", 0)
     _check_int(record.count, "NewRecord.count", 1, _MOST_EVENTS)

@@ -235,6 +235,42 @@ async def test_an_event_changes_a_document_as_a_whole_or_not(engine: WorkflowEng
     assert await everything(engine, projection) == {"a": Sum("a", 3, [1, 2]), "other": Sum("other", 3, [1, 2])}
 
 
+@pytest.mark.parametrize("mode", ["async", "inline"])
+@pytest.mark.parametrize("key", ["nul\0", "\ud800", "k" * 2001, "ß" * 1001, "schlüssel" * 300], ids=ascii)
+async def test_a_key_that_cannot_be_stored_is_parked_and_others_go_on(
+    engine: WorkflowEngine, mode: Mode, key: str
+) -> None:
+    """What no store can look up stops nothing but itself, and is there once the key function was mended."""
+    made: list[str] = []
+    projection = DocumentProjection("sums", Sum, mode=mode)
+    projection.on(Added, key=lambda event: key if event.key == "odd" and not made else event.key)(fold)
+    engine.projections.register(projection)
+    await engine.store.append("sum-a", [Added("odd", 1), Added("even", 2)])
+    landed = await engine.store.append("sum-a", [Added("odd", 3)])
+    await engine.projections.wait_for(projection, landed.positions[-1])
+    assert await engine.projections.get(projection, "even") == Sum("even", 2, [2])
+    assert (await engine.projections.status(projection)).parked == 2
+    made.append("mended")
+    await engine.projections.retry_parked(projection)
+    assert await engine.projections.get(projection, "odd") == Sum("odd", 4, [1, 3])
+    assert (await engine.projections.status(projection)).parked == 0
+
+
+@pytest.mark.parametrize("mode", ["async", "inline"])
+async def test_an_error_whose_text_cannot_be_stored_parks_like_another(engine: WorkflowEngine, mode: Mode) -> None:
+    """The message is a user's or a driver's: nobody says that a store can hold it."""
+
+    def refuse(document: Sum | None, event: Added) -> Sum:
+        raise ValueError("nul \0")
+
+    projection = DocumentProjection("sums", Sum, mode=mode)
+    projection.on(Added, key=lambda event: event.key)(refuse)
+    engine.projections.register(projection)
+    landed = await engine.store.append("sum-a", [Added("k", 1)])
+    await engine.projections.wait_for(projection, landed.positions[-1])
+    assert (await engine.projections.status(projection)).parked == 1
+
+
 async def test_a_fold_that_changes_what_it_is_given_and_raises_leaves_no_trace(engine: WorkflowEngine) -> None:
     projection = DocumentProjection("rude", Sum)
 

@@ -10,10 +10,11 @@ from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.storage.group_commit import Repeated
 from event_workflow_engine.storage.judging.judge import Judge
 from event_workflow_engine.storage.judging.repetition import RecordLayout
+from event_workflow_engine.storage.names import check_name
 from event_workflow_engine.storage.port import Appended, Record, Written
 from event_workflow_engine.storage.postgres.rows import VersionedRows
 from event_workflow_engine.storage.postgres.wanted import NotFetchedError, Wanted
-from event_workflow_engine.storage.unit_checks import check_text, check_unit, is_plain
+from event_workflow_engine.storage.unit_checks import check_unit, is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +150,7 @@ class Batch(Judge):
                 stream = append.stream
                 if stream in heads.young or not heads.missing((stream,)):
                     continue
-                check_text(stream, "a stream's name")
+                check_name(stream, "a stream's name")
                 if self._guesses and append.expected.__class__ is int and append.expected >= 0:
                     heads.young[stream] = (0, append.expected, 0)
                 else:

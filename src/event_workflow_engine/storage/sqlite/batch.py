@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from event_workflow_engine.storage.judging.caches import NO_EVENTS
 from event_workflow_engine.storage.judging.judge import Judge
 from event_workflow_engine.storage.judging.repetition import RecordLayout
+from event_workflow_engine.storage.names import check_name
 from event_workflow_engine.storage.port import Record
 from event_workflow_engine.storage.sqlite.log_lookup import StoredIds
 from event_workflow_engine.storage.sqlite.row_changes import StoredRows
@@ -20,7 +21,7 @@ from event_workflow_engine.storage.sqlite.statements import (
     MOVE_STREAMS,
     RECORD_WIDTH,
 )
-from event_workflow_engine.storage.unit_checks import check_text, check_unit, is_plain
+from event_workflow_engine.storage.unit_checks import check_unit, is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +80,7 @@ class Batch(Judge):
         streams = {append.stream: None for unit in units for append in unit.appends if append.stream not in heads.young}
         if streams and (unknown := heads.missing(streams)):
             for stream in unknown:
-                check_text(stream, "a stream's name")
+                check_name(stream, "a stream's name")
             heads.young.update(dict.fromkeys(unknown, NO_EVENTS))
             for name, *head in HEADS.fetch(self._connection, unknown):
                 heads.young[name] = tuple(head)

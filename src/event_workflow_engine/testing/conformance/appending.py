@@ -28,6 +28,8 @@ MALFORMED: dict[str, Unit] = {
     "more than 64 bits": Unit("x", AT, (Append("s", (NewRecord("x", "t", b"{}", 2**63),)),)),
     "a lone surrogate": Unit("x", AT, (Append("s", (NewRecord("x", "\ud800", b"{}"),)),)),
     "a stream's NUL": Unit("x", AT, (Append("nul\0byte", (NewRecord("x", "t", b"{}"),)),)),
+    "a stream's name too long": Unit("x", AT, (Append("s" * 2001, (NewRecord("x", "t", b"{}"),)),)),
+    "a stream's name too long in UTF-8": Unit("x", AT, (Append("ß" * 1001, (NewRecord("x", "t", b"{}"),)),)),
     "a stream's lone surrogate": Unit("x", AT, (Append("\ud800", (NewRecord("x", "t", b"{}"),)),)),
     "an expectation below all": Unit("x", AT, (Append("s", (NewRecord("x", "t", b"{}"),), -7),)),
 }

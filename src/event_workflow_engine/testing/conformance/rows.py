@@ -70,6 +70,8 @@ MALFORMED: dict[str, Row] = {
     "more than 64 bits": Row("sagas", "insert", ("a",), {"fence": 2**63}),
     "text for a blob": Row("snapshots", "insert", ("a", "b"), {"state": "x"}),
     "a lone surrogate": Row("sagas", "insert", ("a",), {"state": "\ud800"}),
+    "NUL in the key's text": Row("sagas", "insert", ("a\0b",)),
+    "a key too long": Row("documents", "insert", ("p", 1, "x" * 2051)),
     "a lone surrogate in the key": Row("sagas", "insert", ("\ud800",)),
 }
 
