@@ -275,7 +275,29 @@ class OwnershipLostError(StorageError):
 
 
 class LogRewoundError(StorageError):
-    """The log ends before a position that was read earlier: a restored backup or a lost failover."""
+    """What was read from the log before is not in it any more: a restored backup, or a failover that lost its end.
+
+    Whoever had read it stops, for what it built or told others is of events that never were.
+
+    Attributes:
+        position: Up to where the reader had read.
+        end: The log's last position, as the reader found it.
+    """
+
+    def __init__(self, reader: str, url: str, position: int, end: int) -> None:
+        ending = f"ends at position {end}" if end < position else f"holds another event there, and ends at {end}"
+        super().__init__(
+            f"{reader} had read the log of {url} up to position {position}, but the log now {ending}: it was restored "
+            "from an older copy, or a failover lost its last commits. Check what was made of the lost events, then "
+            "begin anew: a reader with a checkpoint goes on from that when its engine is entered again"
+        )
+        self.reader = reader
+        self.url = url
+        self.position = position
+        self.end = end
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.reader, self.url, self.position, self.end))
 
 
 class SagaEvicted(BaseException):

@@ -16,10 +16,10 @@ from event_workflow_engine.errors import (
     DefinitionError,
     EncodeError,
     EngineStateError,
-    LogRewoundError,
     NotRegisteredError,
 )
 from event_workflow_engine.events import CURRENT_EVENT, Metadata, NewEvent, RecordedEvent, current_event
+from event_workflow_engine.feeds import Tail
 from event_workflow_engine.serialization import (
     ENGINE_CATEGORIES,
     EventSerializer,
@@ -337,7 +337,7 @@ class EventStore:
             categories: See `read_all`.
 
         Raises:
-            LogRewoundError: The log ends before a position that was read, or before `after`.
+            LogRewoundError: The log ends before `after`, or an event that was read is not in it any more.
             DecodeError: An event cannot be read. Those behind it can be: go on from its position.
             NotRegisteredError: A class of `types` is not registered.
             DefinitionError: `after` is wrong.
@@ -349,28 +349,26 @@ class EventStore:
     async def _follow(
         self, after: int | Literal["end"], types: Sequence[str], categories: Sequence[str]
     ) -> AsyncGenerator[RecordedEvent[Any], None]:
-        storage, bell, end = self.storage, asyncio.Event(), None
+        storage, bell, opened = self.storage, asyncio.Event(), False
         silence = storage.add_bell(bell.set)
+        tail = Tail(storage, "a follower", 0 if after == "end" else after)
         try:
-            end = await storage.last_position()
-            position = end if after == "end" else after
+            if after == "end":
+                await tail.go_to_end()
+                opened = True
             while True:
-                _check_end(end, position, storage.url)
-                unread = end > position
-                while unread:
-                    records = await storage.read_log(after=position, limit=_PAGE, types=types, categories=categories)
-                    for record in records:
-                        for single in _wanted(record, position, types):
-                            yield self.serializer.event(single)
-                        position = record.position
-                    unread = len(records) == _PAGE
-                # The end was read before the pages, so they held all that was wanted up to there.
-                position = max(position, end)
-                await bell.wait()
-                bell.clear()
-                end = await storage.last_position()
+                records = await tail.look(_PAGE, types, categories)
+                opened = True
+                for record in records:
+                    for single in _wanted(record, tail.position, types):
+                        yield self.serializer.event(single)
+                    tail.move(record)
+                tail.move_on()
+                if not tail.more:
+                    await bell.wait()
+                    bell.clear()
         except EngineStateError:
-            if end is None:
+            if not opened:
                 raise  # it never was open; else it was closed, which rang the bell
         finally:
             silence()
@@ -451,14 +449,6 @@ def _wanted(record: Record, after: int, types: Sequence[str]) -> Iterable[Record
     if len(singles) == 1:
         return singles  # that record was asked for
     return [single for single in singles if single.position > after and (not types or single.type in types)]
-
-
-def _check_end(end: int, position: int, url: str) -> None:
-    if end < position:
-        raise LogRewoundError(
-            f"the log of {url} ends at position {end}, but position {position} was read before: it was restored from "
-            "an older copy; check what was built from the events that are lost, then begin anew"
-        )
 
 
 def _listed(names: str | Collection[str]) -> Sequence[str]:

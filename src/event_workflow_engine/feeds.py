@@ -12,9 +12,9 @@ from event_workflow_engine.storage.port import Row, Unit
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from event_workflow_engine.storage.port import Storage, Written
+    from event_workflow_engine.storage.port import Record, Storage, Written
 
-__all__ = ["Bell", "ChangeBell", "Feed", "Progress"]
+__all__ = ["Bell", "ChangeBell", "Feed", "Progress", "Tail"]
 
 
 class Bell:
@@ -106,6 +106,88 @@ class Progress:
                     future.set_result(None)
 
 
+class Tail:
+    """Up to where one reader knows the log, and which record it saw there.
+
+    A position alone would not do: a log that a failover has shortened gives the same positions to other events, and a
+    reader that looked only when it had grown past its own would miss those. So each look brings the record that was
+    seen last, too.
+
+    Args:
+        storage: Whose log.
+        reader: Who reads, for errors.
+        position: Where to begin behind; what is there was not seen yet.
+
+    Attributes:
+        position: All up to here is known.
+        more: Whether there may be more behind what the last look brought.
+    """
+
+    def __init__(self, storage: Storage, reader: str, position: int = 0) -> None:
+        self.position = position
+        self.more = True
+        self._storage = storage
+        self._reader = reader
+        self._id: str | None = None
+        self._end: tuple[int, str | None] = (0, None)
+
+    async def go_to_end(self) -> None:
+        """Begin behind what is committed now."""
+        self.position, self._id = self._end = await self._look_at_end()
+
+    async def look(self, limit: int, types: Sequence[str] = (), categories: Sequence[str] = ()) -> list[Record]:
+        """The next records, in order. The tail stays where it is until it is moved.
+
+        Raises:
+            LogRewoundError: What was seen is not there any more.
+        """
+        end, last = self._end = await self._look_at_end()
+        if end < self.position:
+            raise LogRewoundError(self._reader, self._storage.url, self.position, end)
+        if end == self.position:
+            self.more = False
+            if self._id not in (None, last):
+                raise LogRewoundError(self._reader, self._storage.url, self.position, end)
+            return []
+        seen = self._id is not None
+        records = await self._storage.read_log(
+            after=self.position, limit=limit, types=types, categories=categories, seen=seen
+        )
+        if seen:
+            if not records or (records[0].position, records[0].id) != (self.position, self._id):
+                raise LogRewoundError(self._reader, self._storage.url, self.position, end)
+            del records[0]
+        self.more = len(records) == limit
+        return records
+
+    def move(self, record: Record) -> None:
+        """This record is known, and all before it."""
+        self.position, self._id = record.position, record.id
+
+    def move_on(self) -> None:
+        """All that the last look brought is known, and where that was the last that is wanted, the log to its end."""
+        # The end was looked at before the records, so up to there nothing that is wanted is left.
+        if not self.more and self._end[0] >= self.position:
+            self.position, self._id = self._end
+
+    async def check(self) -> None:
+        """See that what was seen is still there.
+
+        Raises:
+            LogRewoundError: It is not.
+        """
+        if self._id is None:
+            return
+        found = await self._storage.read_log(after=self.position - 1, limit=1)
+        if not found or (found[0].position, found[0].id) != (self.position, self._id):
+            end, _ = await self._look_at_end()
+            raise LogRewoundError(self._reader, self._storage.url, self.position, end)
+
+    async def _look_at_end(self) -> tuple[int, str | None]:
+        rows = await self._storage.query("log_end")
+        return (rows[0]["position"], rows[0]["id"]) if rows else (0, None)
+
+
 class Feed:
     """The checkpoint of one reader of the log, and who may move it.
 
@@ -163,10 +245,7 @@ class Feed:
             claim = Row("checkpoints", "update", (self.name,), {"owner": self._worker}, owned)
         last = await self._storage.last_position()
         if row["position"] > last:
-            raise LogRewoundError(
-                f"{self.name} has read up to position {row['position']}, but the log of {self._storage.url} "
-                f"ends at {last}: it was restored from a backup or lost its end; rebuild what was fed from it"
-            )
+            raise LogRewoundError(self.name, self._storage.url, row["position"], last)
         try:
             await self._storage.write(Unit(uuid7(), self._now(), rows=(claim,)))
         except RowConflictError:

@@ -1,6 +1,7 @@
 """Following the log, on every backend."""
 
 import asyncio
+import pickle
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -158,8 +159,9 @@ async def test_a_bad_start_is_refused(store: EventStore, after: Any) -> None:
 
 async def test_a_log_that_is_shorter_than_what_was_read_is_not_followed(store: EventStore) -> None:
     await store.append("door-1", numbered(3))
-    with pytest.raises(LogRewoundError, match="ends at position 3, but position 5 was read"):
+    with pytest.raises(LogRewoundError, match="up to position 5, but the log now ends at position 3") as caught:
         await anext(store.follow(after=5))
+    assert (caught.value.position, caught.value.end) == (5, 3)
 
 
 async def test_a_log_that_is_rewound_while_it_is_followed_stops_the_follower() -> None:
@@ -168,12 +170,43 @@ async def test_a_log_that_is_rewound_while_it_is_followed_stops_the_follower() -
         await store.append("door-1", numbered(3))
         events = store.follow(after=0)
         assert [(await anext(events)).data for _ in range(3)] == [0, 1, 2]
-        del storage.state.log[1:]  # type: ignore[attr-defined]  # as a restored backup would
+        rewind(storage, 1)
         following = asyncio.ensure_future(anext(events))
         await until_waiting()
         storage._listeners.ring()  # type: ignore[attr-defined]
         with pytest.raises(LogRewoundError):
             await following
+
+
+def rewind(storage: Storage, records: int) -> None:
+    """As a restored backup or a lost failover would."""
+    del storage.state.log[records:]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("grown", [2, 3, 7])
+@pytest.mark.parametrize("types", [(), ("store-numbered",), (Shut,)], ids=["all", "numbered", "shut"])
+async def test_a_log_that_has_grown_again_over_what_was_read_stops_the_follower(grown: int, types: Any) -> None:
+    """Its positions are those of other events now: to go on from the last one would pass over them in silence."""
+    async with open_storage("memory://") as storage:
+        store = EventStore(storage)
+        await store.append("door-1", numbered(1, "kept"))
+        seen: set[int] = set()
+
+        async def follow() -> None:
+            async for event in store.follow(after=0, types=types):
+                seen.add(event.position)
+
+        task = asyncio.create_task(follow())
+        await until_waiting()
+        await store.append("door-2", [*numbered(1, "lost"), Shut()])
+        await until_waiting()
+        rewind(storage, 1)
+        await store.append("door-3", [*numbered(grown - 1, "new"), Shut()])
+        with pytest.raises(LogRewoundError, match=r"had read .* up to position 3") as caught:
+            await task
+        assert (caught.value.position, caught.value.end) == (3, 1 + grown)
+        assert max(seen) <= 3, "nothing of the other history was shown"
+        assert pickle.loads(pickle.dumps(caught.value)).end == 1 + grown
 
 
 async def test_events_of_another_process_are_followed(tmp_path: Path) -> None:

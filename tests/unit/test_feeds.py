@@ -162,5 +162,5 @@ async def test_a_new_one_begins_where_it_is_told(storage: Storage) -> None:
 
 async def test_a_log_that_ends_before_the_checkpoint_is_told(storage: Storage) -> None:
     await storage.write(a_unit(1, Row("checkpoints", "insert", ("feed",), {"position": 7, "events": 7, "owner": ""})))
-    with pytest.raises(LogRewoundError, match=r"position 7.*ends at 0"):
+    with pytest.raises(LogRewoundError, match=r"position 7.*ends at position 0"):
         await feed(storage, "w-1").claim()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from event_workflow_engine._bus.carried import events_in
 from event_workflow_engine.errors import EngineStateError, LogRewoundError, RowConflictError, StorageError
-from event_workflow_engine.feeds import Bell, Feed, Progress
+from event_workflow_engine.feeds import Bell, Feed, Progress, Tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,6 +99,7 @@ class DurableFeed:
         self._from_now = from_now
         self._feed = Feed(store.storage, f"subscription:{name}", worker, store.now)
         self._prefix = _Prefix(0)
+        self._tail = Tail(store.storage, self._feed.name)
         self._owned = False
         self._stopping = False
         self._saved_at = 0.0
@@ -190,6 +191,8 @@ class DurableFeed:
 
     async def _claim(self) -> bool:
         feed = self._feed
+        # The checkpoint goes back with a log that is rewound, and what was handled does not.
+        await self._tail.check()
         if not await feed.claim(await self._store.storage.last_position() if self._from_now else 0):
             return False
         if feed.is_new and self._first_commit is not None and self._first_commit <= feed.position:
@@ -199,6 +202,7 @@ class DurableFeed:
             self._unhook()
             self._unhook = None
         self._prefix = prefix = _Prefix(feed.position)
+        self._tail = Tail(self._store.storage, feed.name, feed.position)
         self._lanes.on_handled = self._handled_by(prefix)
         self._owned = True
         self._progress.tell()
@@ -234,12 +238,11 @@ class DurableFeed:
 
     async def _read_page(self) -> bool:
         """Hand out the next page; whether there may be more to hand out now."""
-        prefix, storage = self._prefix, self._store.storage
+        prefix, tail = self._prefix, self._tail
         if len(prefix) >= _WINDOW:
             return False  # rung again when something was handled
         types = self._types()
-        end = await storage.last_position()
-        records = await storage.read_log(after=prefix.read, limit=_PAGE, types=types)
+        records = await tail.look(_PAGE, types)
         start = prefix.read
         for record in records:
             if self._stopping:
@@ -249,12 +252,12 @@ class DurableFeed:
                 if position > start and (not types or event.flaw is not None or event.record.type in types):
                     prefix.begin(position)
                     self._lanes.take(event)
+            tail.move(record)
             prefix.read = record.position
-        if len(records) < _PAGE:
-            # The end was asked for before the page was read, so up to there nothing that is wanted is left.
-            prefix.read = max(prefix.read, end)
+        tail.move_on()
+        prefix.read = tail.position
         self._progress.tell()
-        return len(records) == _PAGE
+        return tail.more
 
     def _handled_by(self, prefix: _Prefix) -> Callable[[int], None]:
         def handled(position: int) -> None:
@@ -276,6 +279,7 @@ class DurableFeed:
         prefix = self._prefix
         position, handled = prefix.position, prefix.handled
         if position > self._feed.position:
+            await self._tail.check()
             await self._feed.save(position, handled)
             prefix.handled -= handled
         self._saved_at = asyncio.get_running_loop().time()

@@ -20,7 +20,7 @@ from event_workflow_engine._projections.folding import (
 )
 from event_workflow_engine.errors import StorageUnavailableError
 from event_workflow_engine.events import CURRENT_EVENT
-from event_workflow_engine.feeds import Feed
+from event_workflow_engine.feeds import Feed, Tail
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.serialization import EventCursor
 from event_workflow_engine.storage.port import Row, Unit
@@ -62,8 +62,8 @@ class GenerationFeed:
         self.projection = projection
         self.generation = generation
         self.feed = Feed(store.storage, checkpoint_name(projection.name, generation), worker, store.now)
-        self.read_to = 0
         self._store = store
+        self._tail = Tail(store.storage, self.feed.name)
         self._cursor = EventCursor(store.serializer)
         self._parked: set[str] = set()
         if isinstance(projection, DocumentProjection):
@@ -71,11 +71,24 @@ class GenerationFeed:
             folding = Folding(projection, store.serializer)
             self._documents = Documents(folding, lambda _: None, self._parked.__contains__)
 
+    @property
+    def read_to(self) -> int:
+        """Up to where it has looked at the log."""
+        return self._tail.position
+
+    async def check(self) -> None:
+        """See that what was folded is still in the log.
+
+        Raises:
+            LogRewoundError: It is not.
+        """
+        await self._tail.check()
+
     async def claim(self) -> bool:
         """Take the generation, if nobody alive has it."""
         if not await self.feed.claim():
             return False
-        self.read_to = self.feed.position
+        self._tail = Tail(self._store.storage, self.feed.name, self.feed.position)
         rows = await self._store.storage.query(
             "parked_keys_page", projection=self.projection.name, generation=self.generation
         )
@@ -112,10 +125,9 @@ class GenerationFeed:
         """Fold the next page; of how many records."""
         storage = self._store.storage
         names = sorted(self.projection.routes)
-        end = await storage.last_position()
-        records = await storage.read_log(after=self.read_to, limit=_PAGE, types=names)
+        records = await self._tail.look(_PAGE, names)
         if not records:
-            self.read_to = max(self.read_to, end)
+            self._tail.move_on()
             return 0
         singles = list(matching(records, names))
         if isinstance(self.projection, DocumentProjection):
@@ -125,7 +137,7 @@ class GenerationFeed:
             self.feed.moved(position, folded)
         else:
             await self._run_sql(singles, records[-1].position)
-        self.read_to = records[-1].position
+        self._tail.move(records[-1])
         return len(records)
 
     async def catch_up(self) -> None:
@@ -136,6 +148,7 @@ class GenerationFeed:
     async def level(self) -> None:
         """Put on disk that events of other types were passed."""
         if self.read_to > self.feed.position:
+            await self._tail.check()
             await self.feed.save(self.read_to)
 
     async def swap_in(self, version: int) -> None:
@@ -167,7 +180,7 @@ class GenerationFeed:
             position = max(position, await storage.last_position())
             rows.append(self._checkpoint(position, last, folded))
             rows.append(self._live(version, position))
-            self.read_to = position
+            self._tail = Tail(storage, self.feed.name, position)
 
         # The unit is read when the work has ended, which has filled its rows by then.
         unit = Unit(uuid7(), self._store.now(), rows=cast("tuple[Row, ...]", rows))

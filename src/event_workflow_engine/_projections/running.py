@@ -211,6 +211,9 @@ class ProjectionRunner:
                 )
             self._told = True
             return False
+        if self._feed is not None:
+            # The checkpoint goes back with a log that is rewound; who read further shall know.
+            await self._feed.check()
         self._feed = GenerationFeed(self._store, projection, row["generation"], self._worker)
         current = row["version"] == projection.version and row["mode"] == projection.mode
         if current and row["inline_from"] is not None and await self._trusted(row):

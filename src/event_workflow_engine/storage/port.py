@@ -259,9 +259,19 @@ class Storage(Protocol):
         ...
 
     async def read_log(
-        self, *, after: int = 0, limit: int = 1000, types: Sequence[str] = (), categories: Sequence[str] = ()
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        types: Sequence[str] = (),
+        categories: Sequence[str] = (),
+        seen: bool = False,
     ) -> list[Record]:
-        """Records behind position `after` in order. `types` matches packed records that hold one of the types."""
+        """Records behind position `after` in order. `types` matches packed records that hold one of the types.
+
+        With `seen` the record whose last event is at `after` comes first, where there is one, whatever its type and
+        beyond the limit: so that a reader sees in the same look that what it read before is still there.
+        """
         ...
 
     async def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
@@ -301,6 +311,7 @@ class Storage(Protocol):
 
 
 READS: Final = (
+    "log_end",  # -> position and id of the log's last record, or no row
     "sagas_page",  # :state (or NULL) :saga (or NULL) :after (id, '' first) :limit -> rows of sagas, by id
     "sagas_by_ids",  # :ids (JSON array) -> rows of sagas
     "next_wake",  # :sagas (JSON array of [name, version]) -> one row wake_at: smallest over unowned, unended sagas of

@@ -240,9 +240,10 @@ class Differential(RuleBasedStateMachine):
         limit=st.integers(0, 5),
         types=st.lists(st.sampled_from(["x", "y", "z"])),
         categories=st.lists(st.sampled_from(["a", "b", "inbox", "größe"])),
+        seen=st.booleans(),
     )
-    def read_log(self, after: int, limit: int, types: list[str], categories: list[str]) -> None:
-        self.both(lambda s: s.read_log(after=after, limit=limit, types=types, categories=categories))
+    def read_log(self, after: int, limit: int, types: list[str], categories: list[str], seen: bool) -> None:
+        self.both(lambda s: s.read_log(after=after, limit=limit, types=types, categories=categories, seen=seen))
 
     @rule(
         where=st.sampled_from(["{}", '{"n":1}', '{"n":null}']),
@@ -260,6 +261,7 @@ class Differential(RuleBasedStateMachine):
     @invariant()
     def everything_readable_is_the_same(self) -> None:
         self.both(lambda s: s.last_position())
+        self.both(lambda s: s.query("log_end"))
         log = self.both(lambda s: s.read_log(limit=10_000))
         assert [r.position for r in log] == sorted({r.position for r in log})
         self.both(lambda s: s.read_streams(STREAMS))

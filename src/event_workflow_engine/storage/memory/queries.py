@@ -69,6 +69,11 @@ def owned_sagas(store: MemoryState, *, worker: str) -> Rows:
     return [{"id": row["id"]} for row in rows]
 
 
+def log_end(store: MemoryState) -> Rows:
+    """Where the log ends."""
+    return [{"position": record.position, "id": record.id} for record in store.log[-1:]]
+
+
 def sagas_count(store: MemoryState) -> Rows:
     """How many sagas there are in each state."""
     counts: dict[Any, int] = {}
@@ -310,6 +315,7 @@ READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
         woken_sagas,
         owned_sagas,
         sagas_count,
+        log_end,
         live_workers,
         streams_page,
         due_schedules,

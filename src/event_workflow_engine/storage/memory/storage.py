@@ -93,17 +93,24 @@ class MemoryStorage(GroupedStorage):
         return [record for stream in dict.fromkeys(streams) for record in self._opened.stream_behind(stream, 0)]
 
     async def read_log(
-        self, *, after: int = 0, limit: int = 1000, types: Sequence[str] = (), categories: Sequence[str] = ()
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        types: Sequence[str] = (),
+        categories: Sequence[str] = (),
+        seen: bool = False,
     ) -> list[Record]:
         """Records behind position `after` in order, of those types and categories."""
         wanted = set(types)
+        before = [record for record in self._opened.behind(after - 1)[:1] if seen and record.position == after]
         found = (
             record
             for record in self._opened.behind(after)
             if (not types or not wanted.isdisjoint(record.type.split("+")))
             and (not categories or record.stream.split("-", 1)[0] in categories)
         )
-        return list(islice(found, limit))
+        return [*before, *islice(found, limit)]
 
     async def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
         """One row of a declared table by its key."""

@@ -165,13 +165,20 @@ class PostgresStorage(GroupedStorage):
         return _records(await self._named("streams_forwards", streams=list(dict.fromkeys(streams))))
 
     async def read_log(
-        self, *, after: int = 0, limit: int = 1000, types: Sequence[str] = (), categories: Sequence[str] = ()
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        types: Sequence[str] = (),
+        categories: Sequence[str] = (),
+        seen: bool = False,
     ) -> list[Record]:
         """Records behind position `after` in order, of those types and categories."""
-        if not types and not categories:
-            return _records(await self._named("log", after=after, limit=limit))
-        filters = {"types": list(types), "categories": list(categories)}
-        return _records(await self._named("log_filtered", after=after, limit=limit, **filters))
+        filters = {"types": list(types), "categories": list(categories)} if types or categories else {}
+        name = "log_filtered" if filters else "log"
+        if seen:
+            name = "log_filtered_from_seen" if filters else "log_from_seen"
+        return _records(await self._named(name, after=after, limit=limit, **filters))
 
     async def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
         """One row of a declared table by its key."""

@@ -75,6 +75,8 @@ class Writer:
             StorageError: There is no connection to be had.
         """
         if self._connection is None or self._connection.is_closed():
+            # The server may be another one, which lacks what is remembered and numbers its transactions anew.
+            self._cache.clear()
             self._connection = await self._connections.patiently(self._address.connect)
 
     async def close(self) -> None:

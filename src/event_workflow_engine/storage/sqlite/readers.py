@@ -112,8 +112,14 @@ class Readers:
             found[record.stream].append(record)
         return [record for records in found.values() for record in reversed(records)]
 
-    def log(self, after: int, limit: int, types: Sequence[str], categories: Sequence[str]) -> list[Record]:
-        """The log behind `after`."""
+    def log(self, after: int, limit: int, types: Sequence[str], categories: Sequence[str], seen: bool) -> list[Record]:
+        """The log behind `after`; first the record there, where it was seen."""
+        if seen:
+            before = self._records("log", {"after": after - 1, "limit": 1})
+            if not before or before[0].position != after:
+                return self.log(after, limit, types, categories, seen=False)
+            # A log that is one file on one machine is not rewound between two looks.
+            return before + self.log(after, limit, types, categories, seen=False)
         if not types and not categories:
             return self._records("log", {"after": after, "limit": limit})
         filters = {

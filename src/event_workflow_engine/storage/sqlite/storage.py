@@ -168,10 +168,16 @@ class SqliteStorage(GroupedStorage):
         return await self._read(self._readers.streams, streams)
 
     async def read_log(
-        self, *, after: int = 0, limit: int = 1000, types: Sequence[str] = (), categories: Sequence[str] = ()
+        self,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        types: Sequence[str] = (),
+        categories: Sequence[str] = (),
+        seen: bool = False,
     ) -> list[Record]:
         """Records behind position `after` in order, of those types and categories."""
-        return await self._read(self._readers.log, after, limit, types, categories)
+        return await self._read(self._readers.log, after, limit, types, categories, seen)
 
     async def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
         """One row of a declared table by its key."""

@@ -103,6 +103,23 @@ class ReadCases(Cases):
         assert [r.position for r in await storage.read_log(after=7, limit=3)] == [8, 9, 10]
         assert await storage.read_log(after=20) == []
 
+    async def test_the_log_from_what_was_seen(self, storage: Storage) -> None:
+        """The record at the position comes first, whatever is filtered and beyond the limit; if it ends there."""
+        assert await storage.query("log_end") == []
+        assert await storage.read_log(seen=True) == []
+        await storage.write(unit(events("a", 2), append("b", record(count=3)), events("c")))
+        whole = await storage.read_log()
+        assert [r.position for r in whole] == [1, 2, 5, 6]
+        assert await storage.query("log_end") == [{"position": 6, "id": whole[-1].id}]
+        assert await storage.read_log(after=0, seen=True) == whole
+        assert await storage.read_log(after=1, limit=2, seen=True) == whole[:3]
+        assert await storage.read_log(after=2, limit=0, seen=True) == whole[1:2]
+        assert await storage.read_log(after=4, seen=True) == whole[2:]
+        assert await storage.read_log(after=1, limit=1, categories=["c"], seen=True) == [whole[0], whole[3]]
+        assert await storage.read_log(after=5, types=["none"], seen=True) == whole[2:3]
+        assert await storage.read_log(after=6, seen=True) == whole[3:]
+        assert await storage.read_log(after=9, seen=True) == []
+
     @pytest.mark.parametrize(
         ("types", "categories", "positions"),
         [

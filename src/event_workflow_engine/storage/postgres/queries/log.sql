@@ -12,6 +12,9 @@ CROSS JOIN LATERAL (
 -- name: last_position
 SELECT coalesce(max(position), 0) FROM ewe.events;
 
+-- name: log_end
+SELECT position, id FROM ewe.events ORDER BY position DESC LIMIT 1;
+
 -- name: written_position
 -- Under the store's lock the same, but for gaps; without it maybe one that is not committed yet.
 SELECT last_value FROM ewe.positions;
@@ -59,6 +62,33 @@ WHERE position > :after
   AND (:categories::text[] = '{}' OR split_part(stream, '-', 1) = ANY (:categories::text[]))
 ORDER BY position
 LIMIT :limit;
+
+-- name: log_from_seen
+-- The record at :after comes first, where there is one: in one statement, for the next may be answered by another server.
+SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at FROM ewe.events
+WHERE position = :after
+UNION ALL
+(SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at FROM ewe.events
+ WHERE position > :after
+ ORDER BY position
+ LIMIT :limit)
+ORDER BY position;
+
+-- name: log_filtered_from_seen
+SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at FROM ewe.events
+WHERE position = :after
+UNION ALL
+(SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at FROM ewe.events
+ WHERE position > :after
+   AND (:types::text[] = '{}'
+        OR type = ANY (:types::text[])
+        OR (strpos(type, '+') > 0
+            AND EXISTS (SELECT FROM unnest(:types::text[]) AS w(type)
+                        WHERE strpos('+' || events.type || '+', '+' || w.type || '+') > 0)))
+   AND (:categories::text[] = '{}' OR split_part(stream, '-', 1) = ANY (:categories::text[]))
+ ORDER BY position
+ LIMIT :limit)
+ORDER BY position;
 
 -- name: known_records
 SELECT id FROM ewe.events WHERE id = ANY (:ids::text[]);

@@ -6,6 +6,9 @@
 -- name: head
 SELECT version FROM streams WHERE name = :stream;
 
+-- name: log_end
+SELECT position, id FROM events ORDER BY position DESC LIMIT 1;
+
 -- name: last_position
 -- Behind every record that there is and every one that was deleted.
 SELECT max(value, coalesce((SELECT max(position) FROM events), 0)) FROM positions_floor;
