@@ -34,14 +34,20 @@ _COMMAND_S: Final = 30.0
 
 
 class Connections:
-    """The connections of one store that is open."""
+    """The connections of one store that is open.
+
+    Attributes:
+        newest: Position and id of the last record that was read or written over them.
+    """
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self.newest: tuple[int, str] | None = None
         self._pool: asyncpg.Pool[Any] | None = None
 
     async def open(self) -> None:
         """Open the reading pool; it connects when it is asked to."""
+        self.newest = None  # of another life, whose decisions have ended
         self._pool = await asyncpg.create_pool(
             min_size=0, max_size=self.address.pool, reset=_no_reset, command_timeout=_COMMAND_S,
             **self.address.options(),
@@ -94,6 +100,11 @@ class Connections:
                     raise storage_error(error, self.address.shown) from error
                 tries += 1
                 await asyncio.sleep(pause)
+
+    def note(self, position: int, record_id: str) -> None:
+        """A record is in the log, as far as is known here."""
+        if self.newest is None or position > self.newest[0]:
+            self.newest = (position, record_id)
 
     async def query(self, name: str, params: Mapping[str, Any]) -> Rows:
         """The rows of a named query."""

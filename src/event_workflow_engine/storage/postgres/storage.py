@@ -178,7 +178,11 @@ class PostgresStorage(GroupedStorage):
         name = "log_filtered" if filters else "log"
         if seen:
             name = "log_filtered_from_seen" if filters else "log_from_seen"
-        return _records(await self._named(name, after=after, limit=limit, **filters))
+        records = _records(await self._named(name, after=after, limit=limit, **filters))
+        if records and self._opened.is_connected:
+            # Else another server may have answered, and what was known of the first is yet to be looked for there.
+            self._connections.note(records[-1].position, records[-1].id)
+        return records
 
     async def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
         """One row of a declared table by its key."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 import msgspec
 
-from event_workflow_engine.errors import DefinitionError, StorageCorruptError, WorkflowError
+from event_workflow_engine.errors import DefinitionError, LogRewoundError, StorageCorruptError, WorkflowError
 from event_workflow_engine.storage.group_commit import Repeated
 from event_workflow_engine.storage.judging.caches import NO_EVENTS
 from event_workflow_engine.storage.port import CLAIMS, Written
@@ -78,6 +78,38 @@ class Writer:
             # The server may be another one, which lacks what is remembered and numbers its transactions anew.
             self._cache.clear()
             self._connection = await self._connections.patiently(self._address.connect)
+            await self._check_history()
+
+    async def _check_history(self) -> None:
+        """See that what this process knows of the log is on the server that it is connected to now.
+
+        What is to be written was decided by what was known. Where some of that is lost it must not land: a read model
+        would hold what never was, and a checkpoint pass over what is.
+
+        Raises:
+            LogRewoundError: It is not. Once: what is decided from here on is decided by what there is.
+        """
+        newest = self._connections.newest
+        if newest is None:
+            return
+        try:
+            found = await self._rows("log_from_seen", after=newest[0], limit=0)
+            if found and found[0]["id"] == newest[1]:
+                return
+            rows = await self._rows("log_end")
+        except BaseException:
+            self._drop()  # unchecked it must not be used
+            raise
+        end = rows[0]["position"] if rows else 0
+        self._connections.newest = (end, rows[0]["id"]) if rows else None
+        rewound = LogRewoundError("this process", self._address.shown, newest[0], end)
+        _log.error("%s", rewound)
+        raise rewound
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether its connection is open, as far as is known."""
+        return self._connection is not None and not self._connection.is_closed()
 
     async def close(self) -> None:
         """Close the connection."""
@@ -92,13 +124,23 @@ class Writer:
         """Write a batch: a verdict for each unit. Raises nothing."""
         try:
             verdicts = await self._optimistically(units)
+        except LogRewoundError as error:
+            verdicts = [error] * len(units)
         except Exception as error:  # noqa: BLE001 - told to those who wait
             verdicts = await self._carefully(units, error)
         self._batches += 1
         self._newest = max(self._newest, units[-1].at)
+        self._note(units, verdicts)
         if not self._batches % _PRUNE_EVERY:
             await self._prune()
         return verdicts
+
+    def _note(self, units: Sequence[Unit], verdicts: Sequence[Verdict]) -> None:
+        for unit, verdict in zip(reversed(units), reversed(verdicts), strict=True):
+            if isinstance(verdict, Written) and verdict.appended:
+                last = next(append.records[-1] for append in reversed(unit.appends) if append.records)
+                self._connections.note(verdict.appended[-1].position, last.id)
+                return
 
     async def _optimistically(self, units: Sequence[Unit]) -> list[Verdict]:
         """Judge by what is remembered, and have the server check that: one round trip where it holds."""
@@ -128,6 +170,8 @@ class Writer:
         try:
             await self.open()
             verdicts = await self._locked(units, careful=True)
+        except LogRewoundError as error:
+            return [error] * len(units)
         except Exception as error:  # noqa: BLE001 - told to those who wait
             self._cache.clear()
             if self._connection is None or self._connection.is_closed() or len(units) == 1:
