@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,12 +18,14 @@ import pytest
 from tests.integration.postgres.writer import COUNT
 
 from event_workflow_engine.storage import open_storage
-from event_workflow_engine.storage.port import Append, NewRecord, Unit
+from event_workflow_engine.storage.port import Append, NewRecord, Record, Unit
+from event_workflow_engine.storage.postgres.storage import PostgresStorage
 
 if TYPE_CHECKING:
-    from event_workflow_engine.storage.port import Record, SqlSession, Storage
+    from event_workflow_engine.storage.port import SqlSession, Storage
 
 ROOT = Path(__file__).parents[3]
+Reader = Callable[["Storage", asyncio.Event], Awaitable[list["Record"]]]
 UNITS = 1600
 """Of all writers of a run together."""
 
@@ -32,7 +36,8 @@ class Found(NamedTuple):
     """What a run of writers left, and what a reader at the tail saw of it.
 
     Attributes:
-        missed: Records of the log that the tail was never given.
+        missed: Records of the log that the tail was never given, or was given twice.
+        inverted: Records that it was given behind one of a higher position.
         holes: Versions that streams lack or have twice.
         lost: Acknowledged events that are not in the log.
         events: In the log.
@@ -40,6 +45,7 @@ class Found(NamedTuple):
     """
 
     missed: int
+    inverted: int
     holes: int
     lost: int
     events: int
@@ -57,7 +63,35 @@ async def tail(storage: Storage, ended: asyncio.Event) -> list[Record]:
             return seen
 
 
-async def run(url: str, writers: int, processes: int, *, folds: bool) -> Found:
+async def tail_by_transaction(storage: Storage, ended: asyncio.Event) -> list[Record]:
+    """The same by transaction id, up to the oldest that is under way: what is in common use, and broken."""
+    assert isinstance(storage, PostgresStorage)
+    server = await asyncpg.connect(storage.address.dsn)
+    seen: list[Record] = []
+    last = (0, 0)
+    try:
+        while True:
+            last_round = ended.is_set()
+            page = await server.fetch(
+                f"""
+                SELECT xmin::text::bigint AS xid, position, stream, version, count, id, type, schema, data, metadata, recorded_at
+                FROM {storage.address.schema}.events
+                WHERE (xmin::text::bigint, position) > ($1, $2)
+                  AND xmin::text::bigint < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+                ORDER BY 1, 2 LIMIT 1000
+                """,
+                *last,
+            )
+            seen += [Record(*list(row.values())[1:]) for row in page]
+            if page:
+                last = (page[-1]["xid"], page[-1]["position"])
+            elif last_round:
+                return seen
+    finally:
+        await server.close()
+
+
+async def run(url: str, writers: int, processes: int, *, folds: bool, reader: Reader = tail) -> Found:
     async def make(session: SqlSession) -> None:
         await session.execute("CREATE TABLE own (n INT)", {})
 
@@ -80,7 +114,7 @@ async def run(url: str, writers: int, processes: int, *, folds: bool) -> Found:
     async with open_storage(url) as storage:
         await storage.exclusive(Unit("made", 1, (Append("made", (NewRecord("made", "t", b""),)),)), make)
         ended = asyncio.Event()
-        reading = asyncio.create_task(tail(storage, ended))
+        reading = asyncio.create_task(reader(storage, ended))
         with ExitStack() as stack:
             started = [start(number) for number in range(processes)]
             for process in started:
@@ -113,6 +147,7 @@ def compare(
     stored = {record.id for record in log}
     return Found(
         missed=len(stored - {record.id for record in seen}) + (len(seen) - len({record.id for record in seen})),
+        inverted=sum(before.position >= after.position for before, after in pairwise(seen)),
         holes=sum(found != list(range(1, len(found) + 1)) for found in versions.values()),
         lost=sum(count for unit, count in acknowledged.items() if unit not in stored),
         events=len(log),
@@ -128,7 +163,7 @@ async def test_a_reader_at_the_tail_misses_nothing(
     async with open_storage(postgres_url, auto_upgrade=True):
         pass
     found = await run(postgres_url, writers, processes, folds=folds)
-    assert (found.missed, found.holes, found.lost) == (0, 0, 0)
+    assert (found.missed, found.inverted, found.holes, found.lost) == (0, 0, 0, 0)
     assert found.events > UNITS
     assert found.counted == (found.events - 1 if folds else None)
 
@@ -137,10 +172,35 @@ async def test_without_the_lock_the_same_check_fails(postgres_url: str) -> None:
     """So it can fail: positions are then given in another order than commits are made in."""
     async with open_storage(postgres_url, auto_upgrade=True):
         pass
-    schema = postgres_url.rpartition("=")[2]
-    server = await asyncpg.connect(postgres_url.partition("?")[0])
-    unlocked = f"CREATE OR REPLACE FUNCTION {schema}.lock_store() RETURNS void LANGUAGE plpgsql AS $$BEGIN END$$"
-    await server.execute(unlocked)
-    await server.close()
+    await replace_lock(postgres_url, "")
     found = await run(postgres_url, 64, 4, folds=False)
-    assert found.missed or found.holes or found.lost
+    assert found.missed or found.inverted or found.holes or found.lost
+
+
+async def replace_lock(url: str, body: str) -> None:
+    schema = url.rpartition("=")[2]
+    server = await asyncpg.connect(url.partition("?")[0])
+    function = f"{schema}.lock_store() RETURNS void LANGUAGE plpgsql"
+    await server.execute(f"CREATE OR REPLACE FUNCTION {function} AS $$BEGIN {body} END$$")
+    await server.close()
+
+
+LOCK = "PERFORM pg_advisory_xact_lock(hashtextextended('event-workflow-engine ' || '{schema}.', 0));"
+
+
+OWN_WORK = "PERFORM pg_sleep(random() * 0.005);"
+
+
+@pytest.mark.parametrize("reader", [tail, tail_by_transaction], ids=["by position", "by transaction"])
+async def test_paging_by_transaction_ids_the_same_check_fails(postgres_url: str, reader: Reader) -> None:
+    """A transaction may have its id before it waits for the lock, as one has that wrote to users' tables first.
+
+    Ids are then in another order than commits, while positions, which are given under the lock, are not.
+    """
+    async with open_storage(postgres_url, auto_upgrade=True):
+        pass
+    lock = LOCK.format(schema=postgres_url.rpartition("=")[2])
+    await replace_lock(postgres_url, f"PERFORM pg_current_xact_id(); {OWN_WORK} {lock}")
+    found = await run(postgres_url, 64, 4, folds=False, reader=reader)
+    assert bool(found.inverted) == (reader is tail_by_transaction)
+    assert (found.holes, found.lost) == (0, 0)
