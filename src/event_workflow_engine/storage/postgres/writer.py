@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 import msgspec
 
-from event_workflow_engine.errors import DefinitionError, LogRewoundError, StorageCorruptError, WorkflowError
+from event_workflow_engine.errors import (
+    DefinitionError,
+    LogRewoundError,
+    StorageCorruptError,
+    StorageUnavailableError,
+    WorkflowError,
+)
 from event_workflow_engine.storage.group_commit import Repeated
 from event_workflow_engine.storage.judging.caches import NO_EVENTS
 from event_workflow_engine.storage.port import CLAIMS, Written
@@ -39,6 +45,8 @@ _ROUNDS: Final = 50
 _KEEP_UNIT_IDS_US: Final = 7 * 24 * 3600 * 1_000_000
 _PRUNE_EVERY: Final = 500  # batches
 _PRUNE_LIMIT: Final = 2000
+_PARTS: Final = 16  # into which a batch that failed is split: two steps from the largest to single units
+_SINGLES: Final = 2
 _QUIET_CLAIMS: Final = frozenset({"claim_saga", "claim_sagas"})  # nobody else can do anything for what is claimed
 
 
@@ -167,17 +175,33 @@ class Writer:
             self._drop()
             _log.warning("%s: a batch of %d units is in doubt and is looked up: %s", self._address.shown, len(units),
                          _text(failure))  # fmt: skip
+        verdicts = await self._in_parts(units, _Effort(in_doubt=in_doubt))
+        return [_landed_now(verdict) for verdict in verdicts] if in_doubt else verdicts
+
+    async def _in_parts(self, units: Sequence[Unit], effort: _Effort) -> list[Verdict]:
+        """All together; where that fails in smaller parts, in order, down to single units."""
+        if effort.given_up is not None:
+            return [effort.given_up] * len(units)
         try:
             await self.open()
             verdicts = await self._locked(units, careful=True)
-        except LogRewoundError as error:
-            return [error] * len(units)
         except Exception as error:  # noqa: BLE001 - told to those who wait
             self._cache.clear()
-            if self._connection is None or self._connection.is_closed() or len(units) == 1:
-                return [self._typed(error)] * len(units)
-            return [verdict for unit in units for verdict in await self._carefully((unit,), failure)]
-        return [_landed_now(verdict) for verdict in verdicts] if in_doubt else verdicts
+            typed = effort.told(self._typed(error))
+            if not self.is_connected or isinstance(error, LogRewoundError):
+                effort.given_up = typed
+            elif len(units) == 1 and effort.is_in_vain(error):
+                effort.given_up = typed
+                _log.warning("%s: gave up a batch after %d units of it that were each stopped alone: %s",
+                             self._address.shown, _SINGLES, _text(error))  # fmt: skip
+            if effort.given_up is not None or len(units) == 1:
+                return [typed] * len(units)
+        else:
+            effort.stopped = 0
+            return verdicts
+        size = max(1, len(units) // _PARTS)
+        parts = [units[start : start + size] for start in range(0, len(units), size)]
+        return [verdict for part in parts for verdict in await self._in_parts(part, effort)]
 
     def _begin_explicitly(self, failure: Exception) -> None:
         if not self._explicit:
@@ -397,6 +421,35 @@ class Writer:
                 raise
         except Exception as error:  # noqa: BLE001 - the next one will do it
             _log.warning("%s", self._typed(error))
+
+
+class _Effort:
+    """What a batch that failed may still cost.
+
+    A unit that the server stopped, by statement_timeout or lock_timeout, is undone and says so. Where the first that
+    are tried alone are all stopped, so would be those behind them, each after the same time: they are given up untried.
+    But not those of a batch in doubt, which may have landed: each of them is looked up.
+    """
+
+    def __init__(self, *, in_doubt: bool) -> None:
+        self.given_up: WorkflowError | None = None
+        self.stopped = 0
+        self._in_doubt = in_doubt
+
+    def told(self, error: WorkflowError) -> WorkflowError:
+        """What is said of units that met an error: of those in doubt, that they are."""
+        if not self._in_doubt or not isinstance(error, StorageUnavailableError):
+            return error
+        doubt = StorageUnavailableError(f"{error}; whether it landed is not known: outcome() tells later")
+        doubt.__cause__ = error.__cause__
+        return doubt
+
+    def is_in_vain(self, error: Exception) -> bool:
+        """Whether to try no more, behind a single unit that failed so."""
+        if not isinstance(error, (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)):
+            return False
+        self.stopped += 1
+        return not self._in_doubt and self.stopped >= _SINGLES
 
 
 def _landed_now(verdict: Verdict) -> Verdict:
