@@ -7,7 +7,7 @@
 SELECT version FROM streams WHERE name = :stream;
 
 -- name: log_end
-SELECT position, id FROM events ORDER BY position DESC LIMIT 1;
+SELECT position, id FROM events WHERE position = (SELECT max(position) FROM events);
 
 -- name: last_position
 -- Behind every record that there is and every one that was deleted.
