@@ -207,7 +207,7 @@ class ProjectionManager:
                 projection=projection.name,
                 generation=generation,
                 where=JSON.encode(dict(where or {}), "find(where=…)").decode(),
-                order_by=field,
+                order_by=None if field is None else JSON.encode(field, "find(order_by=…)").decode(),
                 descending=int(descending),
                 limit=limit,
                 offset=offset,

@@ -328,7 +328,8 @@ READS: Final = (
     "checkpoints_all",  # -> rows of checkpoints by name
     "projections_all",  # -> rows of projections by name
     "documents_find",  # :projection :generation :where (JSON object of column->value, equality on top-level fields)
-    #                     :order_by (field or NULL) :descending (0/1) :limit :offset -> rows of documents
+    #                     :order_by (field as JSON text, or NULL) :descending (0/1) :limit :offset -> rows of
+    #                     documents
     "documents_by_keys",  # :projection :generation :keys (JSON array) -> rows of documents by key
     "parked_keys_page",  # :projection :generation -> rows of parked_keys
     "parked_events_page",  # :projection :generation :key (or NULL) :limit -> rows of parked_events by position

@@ -247,7 +247,7 @@ class Differential(RuleBasedStateMachine):
 
     @rule(
         where=st.sampled_from(["{}", '{"n":1}', '{"n":null}']),
-        order_by=st.sampled_from([None, "n"]),
+        order_by=st.sampled_from([None, '"n"']),
         descending=st.integers(0, 1),
     )
     def find(self, where: str, order_by: str | None, descending: int) -> None:

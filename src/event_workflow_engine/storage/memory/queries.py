@@ -212,17 +212,18 @@ def documents_find(
     wanted = msgspec.json.decode(where)
     if not isinstance(wanted, dict):
         raise DefinitionError(f"documents_find: where must be a JSON object, not {where!r}")
+    field = None if order_by is None else msgspec.json.decode(order_by, type=str)
     found = []
     for row in _of_generation(store, "documents", projection, generation):
         body = _fields(row["body"])
         if all(name in body and _same(body[name], value) for name, value in wanted.items()):
-            found.append((_rank(body.get(order_by or "")), row))
-    if order_by is not None:
+            found.append((_rank(body.get(field)), row))
+    if field is not None:
         found.sort(key=lambda item: item[0], reverse=bool(descending))
     return [row for _, row in found][offset : offset + limit]
 
 
-def _fields(body: str | None) -> dict[str, Any]:
+def _fields(body: str | None) -> dict[str | None, Any]:
     """The top-level fields of a document; only an object has any."""
     decoded = msgspec.json.decode(body) if body is not None else None
     return decoded if isinstance(decoded, dict) else {}

@@ -14,11 +14,20 @@ from event_workflow_engine.testing.conformance.kit import Cases, events, row_uni
 if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Rows, Storage
 
+_TEXTS = {
+    "a": "xy", "b": "x\1", "c": "x\0", "d": "x\0\0\\\0", "e": "x\\u0000", "f": "x\1\x10", "g": "x\x02", "h": "",
+    "i": "x\0y", "j": "x\\\0", "k": "x\\\\u0001", "l": "x\1\0", "m": "x\0\1", "o": "x", "p": '"\0',
+    "q": "\0", "r": "\1",
+}  # fmt: skip
 TRIPS = '[["trip",1],["trip",2]]'
 
 
 def _ids(rows: Rows) -> list[Any]:
     return [next(iter(row.values())) for row in rows]
+
+
+def _json(field: str | None) -> str | None:
+    return None if field is None else msgspec.json.encode(field).decode()
 
 
 def _document(key: str, body: Any, generation: int = 1, projection: str = "p") -> Row:
@@ -162,11 +171,43 @@ class QueryCases(Cases):
         await storage.write(row_unit(*(_document(key, body) for key, body in bodies.items())))
         await storage.write(row_unit(_document("z", {"n": 1}, 2), _document("y", {"n": 1}, 1, "q")))
         given = {"projection": "p", "generation": 1, "where": msgspec.json.encode(where).decode()}
-        given |= {"order_by": order_by, "descending": descending}
+        given |= {"order_by": _json(order_by), "descending": descending}
         assert [r["key"] for r in await storage.query("documents_find", **given, limit=10, offset=0)] == keys
         page = await storage.query("documents_find", **given, limit=2, offset=1)
         assert [r["key"] for r in page] == keys[1:3]
         assert all(msgspec.json.decode(r["body"]) == bodies[r["key"]] for r in page)
+
+    @pytest.mark.parametrize("order_by", [None, "s", "a", "n\0", "n\1", "n"])
+    @pytest.mark.parametrize("descending", [0, 1])
+    async def test_documents_with_control_characters(
+        self, storage: Storage, order_by: str | None, descending: int
+    ) -> None:
+        """Text is compared and sorted to its end, whatever is in it: NUL, and what a database may take for one."""
+        bodies: dict[str, dict[str, Any]] = {
+            key: {"s": text, "a": [text], "n\0": len(text), "n\1": -ord(key)} for key, text in _TEXTS.items()
+        }
+        await storage.write(row_unit(*(_document(key, body) for key, body in bodies.items())))
+
+        async def found(where: dict[str, Any]) -> list[Any]:
+            given = {"where": msgspec.json.encode(where).decode(), "order_by": _json(order_by)}
+            rows = await storage.query(
+                "documents_find", projection="p", generation=1, descending=descending, limit=99, offset=0, **given
+            )
+            assert all(msgspec.json.decode(row["body"]) == bodies[row["key"]] for row in rows)
+            return [row["key"] for row in rows]
+
+        def place(key: str) -> Any:
+            value = bodies[key].get(order_by or "", 0)
+            return value if isinstance(value, int) else _json(value[0]) if isinstance(value, list) else value
+
+        assert await found({}) == sorted(sorted(_TEXTS), key=place, reverse=bool(descending))
+        for key, text in _TEXTS.items():
+            assert await found({"s": text}) == [key]
+            assert await found({"a": [text], "s": text}) == [key]
+            assert await found({"n\1": -ord(key)}) == [key]
+        like_b = {key for key, text in _TEXTS.items() if len(text) == len(_TEXTS["b"])}
+        assert set(await found({"n\0": len(_TEXTS["b"])})) == like_b
+        assert await found({"n": 1}) == await found({"n\0": 1, "n\1": 0}) == []
 
     async def test_parked(self, storage: Storage) -> None:
         """Keys, events in order, counts; of one generation."""

@@ -10,7 +10,9 @@ SELECT * FROM ewe.projections ORDER BY name;
 -- A flag is no number; numbers are equal across integer and real. In order come: nothing, numbers with flags as 0 and 1,
 -- then text. In jsonb no text can hold NUL, so 00 is compared as 01 10 and 01 as 01 11, which keeps order and difference.
 WITH wanted AS MATERIALIZED (
-    SELECT regexp_replace(:where::text, '(?<!\\)((?:\\\\)*)\\u000([01])', '\1\\u0001\\u001\2', 'g')::jsonb AS fields
+    SELECT regexp_replace(:where::text, '(?<!\\)((?:\\\\)*)\\u000([01])', '\1\\u0001\\u001\2', 'g')::jsonb AS fields,
+           regexp_replace(:order_by::text, '(?<!\\)((?:\\\\)*)\\u000([01])', '\1\\u0001\\u001\2', 'g')::jsonb #>> '{}'
+               AS place
 )
 SELECT projection, generation, key, body
 FROM (
@@ -21,10 +23,9 @@ FROM (
     FROM ewe.documents AS d
     WHERE d.projection = :projection AND d.generation = :generation
 ) AS d
+CROSS JOIN wanted
 CROSS JOIN LATERAL (
-    SELECT CASE WHEN jsonb_typeof(d.fields) = 'object'
-               THEN d.fields -> replace(:order_by::text, chr(1), chr(1) || chr(17))
-           END AS value
+    SELECT CASE WHEN jsonb_typeof(d.fields) = 'object' THEN d.fields -> wanted.place END AS value
 ) AS o
 CROSS JOIN LATERAL (
     SELECT CASE jsonb_typeof(o.value)
@@ -33,7 +34,6 @@ CROSS JOIN LATERAL (
            END AS number,
            CASE WHEN jsonb_typeof(o.value) IN ('string', 'object', 'array') THEN o.value #>> '{}' END AS text
 ) AS place
-CROSS JOIN wanted
 WHERE wanted.fields = '{}'
    OR NOT EXISTS (
        SELECT FROM jsonb_each(wanted.fields) AS w
