@@ -5,7 +5,8 @@ import logging
 import os
 import pkgutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Final
@@ -87,25 +88,36 @@ async def rebuild(  # noqa: D417 - shared options tell of themselves
     async with storage:
         if await storage.get("projections", (name,)) is None:
             raise NotRegisteredError(f"there is no projection {name!r} in {common.url}: see ewe projection ls")
-        # Tasks that are due stay with workers that have their code; that this process has none is no news.
-        logging.getLogger("event_workflow_engine.scheduler").setLevel(logging.ERROR)
         engine = WorkflowEngine(storage)
         engine.projections.register(projection)
-        async with engine:
-            try:
-                async with asyncio.timeout(timeout):
-                    await _rebuild(engine, storage, projection)
-            except TimeoutError:
-                raise EngineStateError(
-                    f"projection {name!r} was not rebuilt within {timeout:g} s: the live one is as it was; "
-                    "give it more with --timeout"
-                ) from None
-            status = await engine.projections.status(projection)
+        with _quiet_scheduler():
+            async with engine:
+                try:
+                    async with asyncio.timeout(timeout):
+                        await _rebuild(engine, storage, projection)
+                except TimeoutError:
+                    raise EngineStateError(
+                        f"projection {name!r} was not rebuilt within {timeout:g} s: the live one is as it was; "
+                        "give it more with --timeout"
+                    ) from None
+                status = await engine.projections.status(projection)
     done = {"name": name, "rebuilt": True, "events": status.events, "position": status.position}
     if common.as_json:
         print_json(done)
     else:
         console().print(cell(f"projection {name} rebuilt from {status.events} events"))
+
+
+@contextmanager
+def _quiet_scheduler() -> Iterator[None]:
+    """Tasks that are due stay with workers that have their code; that this process has none is no news."""
+    log = logging.getLogger("event_workflow_engine.scheduler")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 async def _rebuild(engine: WorkflowEngine, storage: Storage, projection: Projection) -> None:
