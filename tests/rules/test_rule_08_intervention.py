@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.rules.conftest import LEASE, Cable
 
-from event_workflow_engine import RetryPolicy, Saga, SagaFailedError, SagaStep, WorkflowState
+from event_workflow_engine import (
+    EngineConfig,
+    RetryPolicy,
+    Saga,
+    SagaFailedError,
+    SagaStep,
+    WorkflowEngine,
+    WorkflowState,
+)
 
 if TYPE_CHECKING:
     from tests.rules.conftest import Lab
+
+    from event_workflow_engine.storage.port import Storage, Told, Unit
 
 TWICE = RetryPolicy(attempts=2, delay=0, jitter=0)
 
@@ -114,6 +126,62 @@ async def test_rule_08_a_standing_rollback_goes_on_when_it_is_resumed(lab: Lab) 
     assert failure.value.report.compensated == ("second", "first")
     assert log == ["second"] * 4 + ["first"]
     assert [event.data.verb for event in history if event.type == "intervention-made"] == ["retry", "retry"]
+
+
+class Unparked(Cable):
+    """A store that is slow to park sagas: what is said to them meanwhile comes first, and is not read any more."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage)
+        self.is_slow = False
+        self.parks, self.spoken, self.reads = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._late: list[asyncio.Task[None]] = []
+
+    def post(self, unit: Unit, told: Told) -> None:
+        if self.is_slow and any(not append.records for append in unit.appends):
+            self.parks.set()
+            self._late.append(asyncio.create_task(self._post_late(unit, told)))
+        else:
+            super().post(unit, told)
+
+    async def _post_late(self, unit: Unit, told: Told) -> None:
+        await self.spoken.wait()
+        super().post(unit, told)
+
+    async def read_stream(self, stream: str, **params: Any) -> Any:
+        if self.is_slow and stream.startswith("inbox-"):
+            self.reads.set()
+            await asyncio.Event().wait()  # until the engine is left
+        return await self._storage.read_stream(stream, **params)
+
+
+async def test_rule_08_a_saga_that_stands_is_handed_over_as_it_stands(lab: Lab) -> None:
+    """Nothing of it was under way, so nothing is added to its journal behind the intervention."""
+
+    async def undo() -> None:
+        raise RuntimeError("the bank is closed")
+
+    async def act() -> None:
+        raise ConnectionResetError
+
+    saga = Saga("s", [SagaStep("act", act, undo, compensation_retry=RetryPolicy(attempts=1))])
+    store = Unparked(lab.storage)
+    engine = WorkflowEngine(store, config=EngineConfig(lease=LEASE))  # type: ignore[arg-type]
+    engine.register(saga)
+    async with engine:
+        handle = await engine.start(saga, id="s-1")
+        with pytest.raises(SagaFailedError, match="the bank is closed"):
+            await handle.result()
+        before = await lab.facts(engine, "s-1")
+        store.is_slow = True
+        engine.register(Saga("other", [SagaStep("act", act)]))  # those that stand are looked at again
+        await store.parks.wait()
+        await handle.cancel()
+        store.spoken.set()
+        await store.reads.wait()
+    async with lab.engine(saga) as engine:
+        assert await engine.handle("s-1").status() is WorkflowState.NEEDS_INTERVENTION
+        assert await lab.facts(engine, "s-1") == before
 
 
 async def test_rule_08_a_cancel_changes_nothing_once_the_saga_is_being_undone(lab: Lab) -> None:

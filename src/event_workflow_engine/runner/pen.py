@@ -131,14 +131,12 @@ class Pen:
         self.stored += len(facts)
         self._row_state = self._sent_state
 
-    async def hand_over(self, *, stands: bool) -> None:
-        """Give the saga to whoever claims it next, and say that what was cut off is no interruption.
-
-        Args:
-            stands: Nothing of it was under way to be cut off: only its row changes.
-        """
+    async def hand_over(self) -> None:
+        """Give the saga to whoever claims it next, and say that what was cut off is no interruption."""
         now, unit_id, fact = self._kit.now(), uuid7(), h.SagaHandedOver()
-        records = () if stands else (NewRecord(unit_id, _type_of([fact]), h.encode_facts([fact])),)
+        records: tuple[NewRecord, ...] = ()
+        if self._row_state is not WorkflowState.NEEDS_INTERVENTION:  # of one that stands nothing was under way
+            records = (NewRecord(unit_id, _type_of([fact]), h.encode_facts([fact])),)
         row = Row("sagas", "update", (self._saga_id,), {"owner": "", "wake_at": now}, self._owned)
         appends = (Append(self._stream, records, self.stored),)
         await self._kit.storage.write(Unit(unit_id, now, appends, (row,), self._kit.worker))

@@ -597,4 +597,4 @@ class SagaRun:
         if self._flying is not None:
             await asyncio.wait((self._landed(),))
         if not self.journal.ended and not self.parking and not self.pen.is_new:
-            await self.pen.hand_over(stands=self.journal.state is WorkflowState.NEEDS_INTERVENTION)
+            await self.pen.hand_over()
