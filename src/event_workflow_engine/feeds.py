@@ -178,8 +178,8 @@ class Tail:
         """
         if self._id is None:
             return
-        found = await self._storage.read_log(after=self.position - 1, limit=1)
-        if not found or (found[0].position, found[0].id) != (self.position, self._id):
+        found = await self._storage.read_log(after=self.position, limit=0, seen=True)
+        if not found or found[0].id != self._id:
             end, _ = await self._look_at_end()
             raise LogRewoundError(self._reader, self._storage.url, self.position, end)
 

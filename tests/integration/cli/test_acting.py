@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,8 @@ def test_a_projection_is_rebuilt_from_the_definition_that_is_named(shop: Ewe, ta
     done = shop.json("projection", "rebuild", "cli-counts", "--app", target)
     assert (done["name"], done["rebuilt"], done["events"]) == ("cli-counts", True, 4)
     assert documents(shop) == {"a": 200, "b": 100, "z": 100}
+    log = logging.getLogger("event_workflow_engine.scheduler")
+    assert log.isEnabledFor(logging.WARNING), "it is quiet while the command runs, not behind it"
 
 
 @pytest.mark.parametrize(

@@ -176,9 +176,7 @@ class PostgresStorage(GroupedStorage):
         """Records behind position `after` in order, of those types and categories."""
         filters = {"types": list(types), "categories": list(categories)} if types or categories else {}
         name = "log_filtered" if filters else "log"
-        if seen:
-            name = "log_filtered_from_seen" if filters else "log_from_seen"
-        records = _records(await self._named(name, after=after, limit=limit, **filters))
+        records = _records(await self._named(name, seen=seen, after=after, limit=limit, **filters))
         if records and self._opened.is_connected:
             # Else another server may have answered, and what was known of the first is yet to be looked for there.
             self._connections.note(records[-1].position, records[-1].id)

@@ -101,7 +101,7 @@ class Writer:
         if newest is None:
             return
         try:
-            found = await self._rows("log_from_seen", after=newest[0], limit=0)
+            found = await self._rows("log", seen=True, after=newest[0], limit=0)
             if found and found[0]["id"] == newest[1]:
                 return
             rows = await self._rows("log_end")
@@ -190,7 +190,7 @@ class Writer:
             typed = effort.told(self._typed(error))
             if not self.is_connected or isinstance(error, LogRewoundError):
                 effort.given_up = typed
-            elif len(units) == 1 and effort.is_in_vain(error):
+            elif len(units) == 1 and effort.ends_with(error):
                 effort.given_up = typed
                 _log.warning("%s: gave up a batch after %d units of it that were each stopped alone: %s",
                              self._address.shown, _SINGLES, _text(error))  # fmt: skip
@@ -444,8 +444,8 @@ class _Effort:
         doubt.__cause__ = error.__cause__
         return doubt
 
-    def is_in_vain(self, error: Exception) -> bool:
-        """Whether to try no more, behind a single unit that failed so."""
+    def ends_with(self, error: Exception) -> bool:
+        """A single unit failed so: whether to try no more."""
         if not isinstance(error, (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)):
             return False
         self.stopped += 1

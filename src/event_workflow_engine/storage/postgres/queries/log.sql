@@ -44,29 +44,9 @@ FROM unnest(:streams::text[]) AS asked(stream)
 CROSS JOIN LATERAL (SELECT * FROM ewe.events WHERE stream = asked.stream ORDER BY version) AS e;
 
 -- name: log
+-- Where :seen, the record at :after comes first: in one statement, for the next may be answered by another server.
 SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at FROM ewe.events
-WHERE position > :after
-ORDER BY position
-LIMIT :limit;
-
--- name: log_filtered
--- An empty list lets all through. The type of a packed record is the sorted types of its facts joined by '+'. A stream's
--- category is its name up to the first '-'.
-SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at FROM ewe.events
-WHERE position > :after
-  AND (:types::text[] = '{}'
-       OR type = ANY (:types::text[])
-       OR (strpos(type, '+') > 0
-           AND EXISTS (SELECT FROM unnest(:types::text[]) AS w(type)
-                       WHERE strpos('+' || events.type || '+', '+' || w.type || '+') > 0)))
-  AND (:categories::text[] = '{}' OR split_part(stream, '-', 1) = ANY (:categories::text[]))
-ORDER BY position
-LIMIT :limit;
-
--- name: log_from_seen
--- The record at :after comes first, where there is one: in one statement, for the next may be answered by another server.
-SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at FROM ewe.events
-WHERE position = :after
+WHERE :seen::boolean AND position = :after
 UNION ALL
 (SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at FROM ewe.events
  WHERE position > :after
@@ -74,9 +54,11 @@ UNION ALL
  LIMIT :limit)
 ORDER BY position;
 
--- name: log_filtered_from_seen
+-- name: log_filtered
+-- An empty list lets all through. The type of a packed record is the sorted types of its facts joined by '+'. A stream's
+-- category is its name up to the first '-'.
 SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at FROM ewe.events
-WHERE position = :after
+WHERE :seen::boolean AND position = :after
 UNION ALL
 (SELECT position, stream, version, count, id, type, schema, data, metadata, recorded_at FROM ewe.events
  WHERE position > :after
