@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, overload
 
 from event_workflow_engine.aggregates import Aggregate, Repository
 from event_workflow_engine.clock import Clock, SystemClock, seconds, to_micros
@@ -20,6 +20,7 @@ from event_workflow_engine.event_store import EventStore
 from event_workflow_engine.handle import SagaHandle
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.projections import ProjectionManager
+from event_workflow_engine.queues import Queueing, Queues
 from event_workflow_engine.runner.definitions import Definitions
 from event_workflow_engine.runner.keeper import SagaKeeper
 from event_workflow_engine.runner.kit import Interceptor, Kit
@@ -61,6 +62,7 @@ class WorkflowEngine:
         snapshots: The snapshots.
         scheduler: The scheduler.
         commands: The command bus.
+        queues: The queues.
 
     Raises:
         DefinitionError: The URL is none that the library knows, or an argument is of another kind.
@@ -99,7 +101,8 @@ class WorkflowEngine:
         self._config = config
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._definitions = Definitions()
-        self._keeper = SagaKeeper(self._definitions, config)
+        self.queues = Queues(self._storage, clock=self._clock, on_new=self._queue_came)
+        self._keeper = SagaKeeper(self._definitions, config, self.queues)
         self._open: AsyncExitStack | None = None
         self._intercept: Interceptor | None = None
         self.store = EventStore(self._storage, clock=self._clock)
@@ -195,12 +198,23 @@ class WorkflowEngine:
             self.scheduler.code_came()
 
     @overload
-    async def execute(self, saga: Saga[In, Out], input: In, *, id: str | None = None) -> Out: ...
+    async def execute(
+        self, saga: Saga[In, Out], input: In, *, id: str | None = None, **queueing: Unpack[Queueing]
+    ) -> Out: ...
     @overload
-    async def execute(self, saga: Saga[None, Out], *, id: str | None = None) -> Out: ...
+    async def execute(self, saga: Saga[None, Out], *, id: str | None = None, **queueing: Unpack[Queueing]) -> Out: ...
     @overload
-    async def execute(self, saga: str, input: Any = None, *, id: str | None = None) -> Any: ...
-    async def execute(self, saga: Saga[Any, Any] | str, input: Any = None, *, id: str | None = None) -> Any:  # noqa: A002
+    async def execute(
+        self, saga: str, input: Any = None, *, id: str | None = None, **queueing: Unpack[Queueing]
+    ) -> Any: ...
+    async def execute(
+        self,
+        saga: Saga[Any, Any] | str,
+        input: Any = None,  # noqa: A002
+        *,
+        id: str | None = None,  # noqa: A002
+        **queueing: Unpack[Queueing],
+    ) -> Any:
         """Run a saga to its end. The same id is the same saga: it is joined, or its result told again.
 
         Cancelling this call detaches from the saga; it goes on. Use `SagaHandle.cancel` to cancel it.
@@ -209,6 +223,7 @@ class WorkflowEngine:
             saga: A registered saga, or the name of one (then its newest version).
             input: What it works on.
             id: Its id; a new UUID version 7 by default.
+            **queueing: How it waits for its turn (see `event_workflow_engine.queues.Queueing`); by default not at all.
 
         Returns:
             The function's result; of a declarative saga the `StepResults`.
@@ -216,6 +231,7 @@ class WorkflowEngine:
         Raises:
             NotRegisteredError: It is not registered.
             SagaConflictError: The id belongs to another saga or input.
+            DuplicateSagaError: Its queue has another saga with its ``dedup_key``.
             EncodeError: The input is no JSON, or not of the saga's type. Nothing was stored.
             DefinitionError: It is no saga, or the id is no id.
             SagaFailedError: It ended as undone, failed or cancelled, or needs intervention.
@@ -225,24 +241,32 @@ class WorkflowEngine:
         ends = self._keeper.ends
         waiter = ends.expect(saga_id)
         try:
-            if await self._keeper.start_saga(resolved, input, saga_id):
+            accepted, new = await self._keeper.start_saga(resolved, input, saga_id, self.queues.placement(queueing))
+            if new:
                 return await ends.conclusion(await waiter, saga_id, resolved)
         finally:
             ends.forget(saga_id, waiter)
-        return await ends.wait(saga_id, resolved)
+        return await ends.wait(accepted, resolved)
 
     @overload
-    async def start(self, saga: Saga[In, Out], input: In, *, id: str | None = None) -> SagaHandle[Out]: ...
+    async def start(
+        self, saga: Saga[In, Out], input: In, *, id: str | None = None, **queueing: Unpack[Queueing]
+    ) -> SagaHandle[Out]: ...
     @overload
-    async def start(self, saga: Saga[None, Out], *, id: str | None = None) -> SagaHandle[Out]: ...
+    async def start(
+        self, saga: Saga[None, Out], *, id: str | None = None, **queueing: Unpack[Queueing]
+    ) -> SagaHandle[Out]: ...
     @overload
-    async def start(self, saga: str, input: Any = None, *, id: str | None = None) -> SagaHandle[Any]: ...
+    async def start(
+        self, saga: str, input: Any = None, *, id: str | None = None, **queueing: Unpack[Queueing]
+    ) -> SagaHandle[Any]: ...
     async def start(
         self,
         saga: Saga[Any, Any] | str,
         input: Any = None,  # noqa: A002
         *,
         id: str | None = None,  # noqa: A002
+        **queueing: Unpack[Queueing],
     ) -> SagaHandle[Any]:
         """Accept a saga; durable once this returns. The same id is the same saga.
 
@@ -250,17 +274,23 @@ class WorkflowEngine:
             saga: A registered saga, or the name of one (then its newest version).
             input: What it works on.
             id: Its id; a new UUID version 7 by default.
+            **queueing: How it waits for its turn (see `event_workflow_engine.queues.Queueing`); by default not at all.
 
         Raises:
             NotRegisteredError: It is not registered.
             SagaConflictError: The id belongs to another saga or input.
+            DuplicateSagaError: Its queue has another saga with its ``dedup_key``.
             EncodeError: The input is no JSON, or not of the saga's type. Nothing was stored.
             DefinitionError: It is no saga, or the id is no id.
         """
         resolved = self._definitions.resolve(saga)
         saga_id = uuid7() if id is None else id
-        await self._keeper.start_saga(resolved, input, saga_id)
-        return SagaHandle(self, saga_id, resolved)
+        accepted, _ = await self._keeper.start_saga(resolved, input, saga_id, self.queues.placement(queueing))
+        return SagaHandle(self, accepted, resolved)
+
+    def _queue_came(self) -> None:
+        if self._open is not None:
+            self._keeper.poke()
 
     @overload
     def handle(self, id: str) -> SagaHandle[Any]: ...

@@ -8,6 +8,7 @@ WorkflowError
 ├ VersionConflictError        a stream was not at the expected version
 ├ EventIdConflictError        an event id is stored already, with other content
 ├ SagaConflictError           a saga id is in use by another saga or input
+├ DuplicateSagaError          a queue has a saga with the same key
 ├ SagaNotFoundError           no saga has that id
 │ └ SagaEndedError            it has ended, so nobody hears what is sent to it
 ├ SagaFailedError             a saga did not end as done
@@ -46,6 +47,7 @@ __all__ = [
     "CompensationFailedError",
     "DecodeError",
     "DefinitionError",
+    "DuplicateSagaError",
     "EncodeError",
     "EngineStateError",
     "EventIdConflictError",
@@ -124,6 +126,28 @@ class EventIdConflictError(WorkflowError):
 
 class SagaConflictError(WorkflowError):
     """A saga id is in use by another saga, or by the same one with another input."""
+
+
+class DuplicateSagaError(WorkflowError):
+    """A queue has a saga with the same ``dedup_key``, which has not ended. Nothing was stored.
+
+    Attributes:
+        queue: The queue's name.
+        key: The key.
+        saga_id: The saga that has it.
+    """
+
+    def __init__(self, queue: str, key: str, saga_id: str) -> None:
+        super().__init__(
+            f"queue {queue!r} has a saga {saga_id!r} with dedup_key {key!r} that has not ended: nothing was started; "
+            "wait for its end, or start with on_duplicate='join' to be given that one if it is of the same definition"
+        )
+        self.queue = queue
+        self.key = key
+        self.saga_id = saga_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.queue, self.key, self.saga_id))
 
 
 class SagaNotFoundError(WorkflowError):

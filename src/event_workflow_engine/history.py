@@ -22,6 +22,7 @@ __all__ = [
     "CompensationStarted",
     "CompensationSucceeded",
     "Fact",
+    "InQueue",
     "InboxEntry",
     "InterventionMade",
     "InterventionNeeded",
@@ -30,6 +31,7 @@ __all__ = [
     "Raw",
     "ResumeSent",
     "RollbackPlanned",
+    "SagaAdmitted",
     "SagaCancelled",
     "SagaCompensated",
     "SagaCompleted",
@@ -72,6 +74,18 @@ class Undo(msgspec.Struct, frozen=True, omit_defaults=True):
     compensate_failed: bool = False
 
 
+class InQueue(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Where a saga was put to wait for its turn.
+
+    Attributes:
+        queue: The queue's name.
+        key: What keeps a second one out of the queue until this one has ended.
+    """
+
+    queue: str
+    key: str | None = None
+
+
 class SagaStarted(Fact, frozen=True, gc=False, tag="saga-started"):
     """The saga was accepted."""
 
@@ -82,6 +96,14 @@ class SagaStarted(Fact, frozen=True, gc=False, tag="saga-started"):
     run: int = 1
     correlation_id: str | None = None
     causation_id: str | None = None
+    queue: InQueue | None = None
+
+
+class SagaAdmitted(Fact, frozen=True, gc=False, tag="saga-admitted"):
+    """The queue let the saga begin. Its own timeout counts from here on."""
+
+    queue: str
+    deadline: int | None = None
 
 
 class StepStarted(Fact, frozen=True, gc=False, tag="step-started"):
@@ -310,6 +332,7 @@ JournalFact = (
     | SagaCancelled
     | SagaPaused
     | SagaResumed
+    | SagaAdmitted
     | SagaHandedOver
     | InterventionNeeded
     | InterventionMade

@@ -86,6 +86,7 @@ class Journal:
         "compensations",
         "completed",
         "cursor",
+        "deadline",
         "deadline_passed",
         "ended",
         "failure",
@@ -119,6 +120,8 @@ class Journal:
         """Steps, later compensations, that wait for another attempt, with its due time."""
         self.cursor = 0
         self.cancel_requested: h.CancelRequested | None = None
+        self.deadline: int | None = None
+        """When the saga's own timeout is over, in microseconds since 1970."""
         self.deadline_passed = False
         self.failure: h.SagaFailed | None = None
         self.plan: h.RollbackPlanned | None = None
@@ -131,6 +134,11 @@ class Journal:
         self._machine: StateMachine[WorkflowState] = StateMachine()
         self.state = self._machine.state
         self._pause_from = WorkflowState.RUNNING
+
+    @property
+    def queue(self) -> h.InQueue | None:
+        """The queue through which it came, if any."""
+        return None if self.started is None else self.started.queue
 
     @property
     def failing(self) -> bool:
@@ -188,7 +196,11 @@ class Journal:
 
     def _on_started(self, fact: h.SagaStarted) -> None:
         self.started = fact
+        self.deadline = fact.deadline
         self._enter(WorkflowState.RUNNING)
+
+    def _on_admitted(self, fact: h.SagaAdmitted) -> None:
+        self.deadline = fact.deadline
 
     def _on_step_started(self, fact: h.StepStarted) -> None:
         self.handed_over = False
@@ -325,6 +337,7 @@ class Journal:
 
     _handlers: ClassVar[dict[type[Any], Callable[[Journal, Any], None]]] = {
         h.SagaStarted: _on_started,
+        h.SagaAdmitted: _on_admitted,
         h.StepStarted: _on_step_started,
         h.StepSucceeded: _on_step_succeeded,
         h.StepFailed: _on_step_failed,

@@ -172,8 +172,7 @@ def earliest_wake(journal: Journal, awaited_timers: Iterable[str]) -> int | None
         journal: The saga's.
         awaited_timers: The timers that its body still waits for.
     """
-    started = journal.started
-    deadline = None if started is None else started.deadline
+    deadline = journal.deadline
     if deadline is None and not journal.timers and not journal.retries:
         return None
     times = [journal.timers[timer] for timer in awaited_timers if timer in journal.timers]

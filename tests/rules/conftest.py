@@ -92,6 +92,15 @@ class Lab:
         finally:
             remove()
 
+    async def until_row(self, saga_id: str, **values: Any) -> None:
+        """Wait until a saga's row holds these values."""
+
+        async def holds() -> bool:
+            row = await self.storage.get("sagas", (saga_id,))
+            return row is not None and all(row[name] == value for name, value in values.items())
+
+        await self.until(holds)
+
     async def until_fact(self, engine: WorkflowEngine, saga_id: str, fact: str, count: int = 1) -> None:
         """Wait until a saga's history holds a fact, so many times."""
         await self.until(lambda: self._holds(engine, saga_id, fact, count))

@@ -20,7 +20,7 @@ def next_wake(run: SagaRun) -> int | None:
     journal = run.journal
     if run.pen.undecided:
         return run.kit.now()
-    if not journal.timers and not journal.retries and (journal.started is None or journal.started.deadline is None):
+    if not journal.timers and not journal.retries and journal.deadline is None:
         return None
     if run.paused or journal.state is WorkflowState.NEEDS_INTERVENTION:
         return None
@@ -30,14 +30,8 @@ def next_wake(run: SagaRun) -> int | None:
 def fire_due(run: SagaRun) -> None:
     """Do what is due: the deadline first, then timers in the order of their times, then further attempts."""
     now, journal = run.kit.now(), run.journal
-    started = journal.started
-    if (
-        started is not None
-        and started.deadline is not None
-        and started.deadline <= now
-        and not journal.deadline_passed
-        and not journal.failing
-    ):
+    overdue = journal.deadline is not None and journal.deadline <= now
+    if overdue and not journal.deadline_passed and not journal.failing:
         _fire(run, DEADLINE)
     awaited = set(run.script.awaited_timers) if run.script is not None else set()
     for timer, due in sorted(journal.timers.items(), key=lambda item: item[1]):

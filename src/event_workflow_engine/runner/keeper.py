@@ -9,38 +9,37 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from event_workflow_engine import history as h
-from event_workflow_engine.callables import CallInfo, called
+from event_workflow_engine.callables import CallInfo
 from event_workflow_engine.clock import seconds
-from event_workflow_engine.codecs import digest
 from event_workflow_engine.context import StepResults, present_saga
 from event_workflow_engine.errors import (
     DecodeError,
-    DefinitionError,
-    EncodeError,
     EngineStateError,
     OwnershipLostError,
     RowConflictError,
-    SagaConflictError,
     StorageError,
     VersionConflictError,
 )
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import inbox_stream, saga_stream
 from event_workflow_engine.locks import SagaLocks
+from event_workflow_engine.runner.admission import Admission
 from event_workflow_engine.runner.ends import Ends
 from event_workflow_engine.runner.resume import resume
 from event_workflow_engine.runner.run import SagaRun
+from event_workflow_engine.runner.starting import new_saga, same_or_conflict, taken_key
 from event_workflow_engine.saga import Saga, StepSpec
 from event_workflow_engine.state_machine import WorkflowState
-from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
+from event_workflow_engine.storage.port import Row, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from event_workflow_engine.config import EngineConfig
+    from event_workflow_engine.queues import Placement, Queues
     from event_workflow_engine.runner.definitions import Definitions
     from event_workflow_engine.runner.kit import Kit
+    from event_workflow_engine.runner.starting import NewSaga
     from event_workflow_engine.storage.port import Record, WorkerRef, Written
     from event_workflow_engine.timers import Alarm
 
@@ -50,17 +49,15 @@ _log: Final = logging.getLogger("event_workflow_engine.runner")
 _MICROS: Final = 1_000_000
 _BATCH: Final = 500
 _BACK_OFF_S: Final = 0.5
-_MAX_ID: Final = 200
-_ID_LIFETIME: Final = 400 * 24 * 3600 * _MICROS
-"""How long an id row outlives its saga."""
 
 
 class SagaKeeper:
     """The table of sagas in memory and everything that moves them in and out of it. The `Host` of their runs."""
 
-    def __init__(self, definitions: Definitions, config: EngineConfig) -> None:
+    def __init__(self, definitions: Definitions, config: EngineConfig, queues: Queues) -> None:
         self._definitions = definitions
         self._config = config
+        self._queues = queues
         self._kit: Kit | None = None
         self._runs: dict[str, SagaRun] = {}
         self._locks = SagaLocks()
@@ -76,6 +73,8 @@ class SagaKeeper:
         self._own_commit = False
         self._accepting = False
         self._removers: list[Callable[[], None]] = []
+        self._admission: Admission
+        self._claiming = False
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -98,6 +97,7 @@ class SagaKeeper:
         self._code_came = True
         self._accepting = True
         self.ends.start(kit)
+        self._admission = Admission(kit, self._definitions, self._room, self._held, self._resume_rows)
         self._removers = [kit.storage.add_commit_hook(self._committed), kit.storage.add_bell(self._rung)]
         if self._config.worker:
             self._claimer = asyncio.create_task(self._claim_for_ever(), name="ewe-claims")
@@ -156,68 +156,37 @@ class SagaKeeper:
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
-    async def start_saga(self, saga: Saga[Any, Any], value: Any, saga_id: str) -> bool:
-        """Accept a saga; durable when it returns. Whether it is new: the same id is the same saga.
+    async def start_saga(
+        self, saga: Saga[Any, Any], value: Any, saga_id: str, place: Placement | None = None
+    ) -> tuple[str, bool]:
+        """Accept a saga; durable when it returns. Its id, and whether it is new: the same id is the same saga.
 
         Raises:
             SagaConflictError: The id is another saga's, or this one's with another input.
+            DuplicateSagaError: Its queue has another one with its key.
             EncodeError: The input is no JSON, or not of the saga's type.
         """
         kit = self.kit
-        if not self._accepting:
-            raise EngineStateError("the engine is being left and takes no new sagas")
-        _check_id(saga_id)
-        what = f"input of saga {saga.name!r} {saga_id!r}"
-        data = kit.codec.encode(value, what)
-        if saga.fn is not None and not saga.takes_input and value is not None:
-            raise DefinitionError(f"saga {saga.name!r} takes no input")
-        try:
-            typed = kit.codec.decode(data, saga.input_type or Any, what)
-        except DecodeError as error:
-            given = "none was given" if value is None else str(error)
-            raise EncodeError(
-                f"saga {saga.name!r} {saga_id!r} needs an input of type {called(saga.input_type)}: {given}; "
-                "nothing was stored"
-            ) from error
-        now = kit.now()
-        around = present_saga()
-        started = h.SagaStarted(
-            saga.name,
-            saga.version,
-            h.Raw(data),
-            None if saga.timeout is None else now + int(saga.timeout * _MICROS),
-            correlation_id=None if around is None else around.correlation_id,
-            causation_id=None if around is None else around.causation_id,
-        )
-        input_hash = digest(value, what)
-        ids = Row("saga_ids", "insert", (saga_id,), _id_values(saga, input_hash, now))
-        index = Row("sagas", "insert", (saga_id,), self._index_values(saga, now))
-        try:
-            if self._config.worker and len(self._runs) < self._config.max_running:
-                await self._run_new(saga, saga_id, started, typed, (index, ids))
+        at = kit.now() if place is None else await self._queues.instant(place.queue)
+        new = new_saga(kit.codec, saga, value, saga_id, at, place)
+        while self._accepting:
+            try:
+                if place is None and self._config.worker and len(self._runs) < self._config.max_running:
+                    await self._run_new(new)
+                else:
+                    await self._leave_waiting(new)
+            except (RowConflictError, VersionConflictError) as error:
+                if await same_or_conflict(kit.storage, new, error):
+                    return saga_id, False
+                other = await taken_key(kit.storage, new)
+                if other is not None:
+                    return other, False
             else:
-                await self._queue_new(saga_id, started, index, ids, now)
-        except (RowConflictError, VersionConflictError):
-            await self._same_or_conflict(saga, saga_id, input_hash)
-            return False
-        return True
+                return saga_id, True
+        raise EngineStateError("the engine is being left and takes no new sagas")
 
-    def _index_values(self, saga: Saga[Any, Any], now: int) -> dict[str, Any]:
-        return {
-            "saga": saga.name,
-            "saga_version": saga.version,
-            "state": WorkflowState.RUNNING.value,
-            "owner": self.kit.worker.id,
-            "fence": 1,
-            "wake_at": None,
-            "cursor": 0,
-            "started_at": now,
-            "ended_at": None,
-        }
-
-    async def _run_new(
-        self, saga: Saga[Any, Any], saga_id: str, started: h.SagaStarted, value: Any, rows: tuple[Row, ...]
-    ) -> None:
+    async def _run_new(self, new: NewSaga) -> None:
+        saga_id = new.id
         known = self._runs.get(saga_id)
         if known is not None:
             if known.accepted is not None and not known.accepted.done():
@@ -227,33 +196,17 @@ class SagaKeeper:
         if saga_id in self._runs or not self._accepting:
             self._locks.release(saga_id)
             raise RowConflictError("sagas", (saga_id,), "absent")
-        run = self._runs[saga_id] = SagaRun(self.kit, saga, self._definitions.dag(saga), saga_id, 1)
+        run = self._runs[saga_id] = SagaRun(self.kit, new.saga, self._definitions.dag(new.saga), saga_id, 1)
         accepted = run.accepted = self.kit.loop.create_future()
-        run.accept(started, value, rows)
+        run.accept(new.started, new.value, new.owned_rows(self.kit.worker.id))
         await accepted
 
-    async def _queue_new(self, saga_id: str, started: h.SagaStarted, index: Row, ids: Row, now: int) -> None:
-        """No room, or no worker here: it waits in the store for one that has room."""
-        unit_id = uuid7()
-        record = NewRecord(unit_id, "saga-started", h.encode_facts([started]))
-        waiting = {**index.values, "state": WorkflowState.PENDING.value, "owner": "", "fence": 0, "wake_at": now}
-        index = Row("sagas", "insert", index.key, waiting)
-        await self.kit.storage.write(Unit(unit_id, now, (Append(saga_stream(saga_id), (record,), 0),), (index, ids)))
+    async def _leave_waiting(self, new: NewSaga) -> None:
+        """No room, no worker here, or a queue: it waits in the store."""
+        await self.kit.storage.write(new.waiting_unit())
         self._due.set()
-        self.ends.left(saga_id)
+        self.ends.left(new.id)
         self.ends.look()
-
-    async def _same_or_conflict(self, saga: Saga[Any, Any], saga_id: str, input_hash: str) -> None:
-        row = await self.kit.storage.get("saga_ids", (saga_id,))
-        if row is None:
-            raise SagaConflictError(f"saga id {saga_id!r} was used before its id row was written; choose another")
-        if row["saga"] != saga.name:
-            raise SagaConflictError(f"saga id {saga_id!r} belongs to a saga {row['saga']!r}, not {saga.name!r}")
-        if row["input_hash"] != input_hash:
-            raise SagaConflictError(
-                f"saga {saga.name!r} {saga_id!r} was started with another input: the same id is the same saga; "
-                "choose another id for another run"
-            )
 
     def child_step(self, saga: Saga[Any, Any], value: Any, saga_id: str | None, step: str) -> StepSpec:
         """See `Host.child_step`: the child's id is fixed by its parent and step, so it starts once."""
@@ -340,7 +293,7 @@ class SagaKeeper:
             self.spawn(self._release_when_ended(run.saga_id, ending))
         else:
             self._locks.release(run.saga_id)
-        if full:
+        if full or run.journal.queue is not None:
             self._due.set()
 
     async def _release_when_ended(self, saga_id: str, ending: Sequence[asyncio.Future[Any]]) -> None:
@@ -352,6 +305,8 @@ class SagaKeeper:
     def _committed(self, batch: Sequence[tuple[Unit, Written]]) -> None:
         self._own_commit = True
         runs = self._runs
+        if self._admission.moved_by(unit for unit, _ in batch):
+            self._due.set()
         for unit, _ in batch:
             if unit.worker is None and unit.appends:
                 stream = unit.appends[0].stream
@@ -391,7 +346,7 @@ class SagaKeeper:
     @property
     def is_idle(self) -> bool:
         """Whether no code of a saga and no unit is under way, and nothing waits to be claimed."""
-        return not self._due.is_set() and not any(run.acting_on for run in self._runs.values())
+        return not self._due.is_set() and not self._claiming and not any(run.acting_on for run in self._runs.values())
 
     def poke(self) -> None:
         """Sagas may have become free: claim what there is room for."""
@@ -421,6 +376,7 @@ class SagaKeeper:
         while True:
             await self._due.wait()
             self._due.clear()
+            self._claiming = True
             try:
                 if self._strays:
                     self._strays = False
@@ -439,6 +395,8 @@ class SagaKeeper:
                 _log.exception("claiming sagas failed, trying again")
                 await asyncio.sleep(_BACK_OFF_S)
                 self._due.set()
+            finally:
+                self._claiming = False
 
     async def _release_strays(self) -> None:
         """Sagas that are this worker's by their rows but not in its memory go to whoever claims them next."""
@@ -460,19 +418,31 @@ class SagaKeeper:
 
     async def _claim_due(self) -> None:
         kit = self.kit
+        await self._queues.settle()
+        await self._admission.look()
         while len(self._definitions):
-            room = min(self._config.max_running - len(self._runs), _BATCH)
+            room = min(self._room(), _BATCH)
             if room <= 0:
                 return
             rows = await kit.storage.perform(
                 "claim_sagas", worker=kit.worker.id, now=kit.now(), limit=room, sagas=self._definitions.names_json
             )
-            await self._resume_rows(rows, retry_code=False)
+            await self._resume_rows(rows)
             if len(rows) < room:
                 break
+        look_by = await self._admission.serve()
+        if look_by is not None:
+            self._wake_by(look_by)
         next_wake = await kit.storage.query("next_wake", sagas=self._definitions.names_json)
         if next_wake and next_wake[0]["wake_at"] is not None:
             self._wake_by(next_wake[0]["wake_at"])
+
+    def _room(self) -> int:
+        return self._config.max_running - len(self._runs)
+
+    def _held(self, queue: str) -> int:
+        places = [run.journal.queue for run in self._runs.values()]
+        return sum(place is not None and place.queue == queue for place in places)
 
     async def _retry_standing(self) -> None:
         """Sagas that stand because of their code may match what is registered now (rule 11)."""
@@ -489,7 +459,7 @@ class SagaKeeper:
             if len(page) < _BATCH:
                 return
 
-    async def _resume_rows(self, rows: Sequence[dict[str, Any]], *, retry_code: bool) -> None:
+    async def _resume_rows(self, rows: Sequence[dict[str, Any]], *, retry_code: bool = False) -> None:
         if not rows:
             return
         streams = [stream for row in rows for stream in (saga_stream(row["id"]), inbox_stream(row["id"]))]
@@ -499,7 +469,10 @@ class SagaKeeper:
         for row in rows:
             saga_id = row["id"]
             journal, inbox = by_stream[saga_stream(saga_id)], by_stream[inbox_stream(saga_id)]
-            if self._locks.held(saga_id):
+            place = self._admission.place_of(journal)
+            if place is not None and not retry_code and self._admission.is_full(place):
+                await self._admission.give_back(row, place)
+            elif self._locks.held(saga_id):
                 # Code of its former life has not ended; the others do not wait for that.
                 self.spawn(self._resume_when_free(row, journal, inbox, retry_code=retry_code))
             else:
@@ -532,12 +505,3 @@ class SagaKeeper:
         kit, stands = self.kit, {"state": WorkflowState.NEEDS_INTERVENTION.value, "owner": "", "wake_at": None}
         row = Row("sagas", "update", (run.saga_id,), stands, {"owner": kit.worker.id, "fence": run.fence})
         await kit.storage.write(Unit(uuid7(), kit.now(), rows=(row,), worker=kit.worker))
-
-
-def _id_values(saga: Saga[Any, Any], input_hash: str, now: int) -> dict[str, Any]:
-    return {"saga": saga.name, "input_hash": input_hash, "expires_at": now + _ID_LIFETIME}
-
-
-def _check_id(saga_id: object) -> None:
-    if not isinstance(saga_id, str) or not saga_id or len(saga_id) > _MAX_ID or not saga_id.isprintable():
-        raise DefinitionError(f"saga id {str(saga_id)[:50]!r}: a string of 1 to {_MAX_ID} printable characters")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from event_workflow_engine import history as h
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import inbox_stream, saga_stream
+from event_workflow_engine.queues import leaving
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
 
@@ -118,6 +119,11 @@ class Pen:
             values = {"state": state.value, "owner": "", "wake_at": wake, "cursor": cursor}
         elif state is not self._row_state:
             values = {"state": state.value}
+        if journal.ended and journal.queue is not None:
+            return (
+                Row("sagas", "update", (self._saga_id,), values, self._owned),
+                *leaving(self._saga_id, journal.queue),
+            )
         if self._new_rows:
             index, *others = self._new_rows
             return (Row(index.table, index.op, index.key, {**index.values, **values}), *others)

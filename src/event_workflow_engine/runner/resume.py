@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["resume"]
 
+_MICROS: Final = 1_000_000
 _CODE_KINDS: Final = frozenset({"nondeterminism", "code", "decode"})
 _FOR_THE_SCRIPT: Final = (
     h.StepSucceeded,
@@ -57,6 +58,7 @@ def resume(
     if state.ended:
         run.flush()
         return
+    fresh = row["state"] == WorkflowState.PENDING.value
     stands = state.intervention
     decision = None
     if stands is not None:
@@ -66,9 +68,12 @@ def resume(
             return
         run.emit(h.InterventionMade(decision.verb, decision.who, decision.why, stands.state))
     try:
-        if decision is not None and decision.verb == "cancel":
-            _undo(run, decision)
+        cancelled = decision or (_cancelled(inbox) if fresh else None)
+        if cancelled is not None and cancelled.verb == "cancel":
+            _undo(run, cancelled)
         else:
+            if fresh:
+                _admit(run)
             _go_on(run, facts, again=decision is not None)
         if state.state is not WorkflowState.NEEDS_INTERVENTION:
             run.mail.receive(inbox)
@@ -111,6 +116,23 @@ def _decision(
     if retry_code and stands.kind in _CODE_KINDS:
         return _Decision("retry", "engine", "code was registered that may match")
     return None
+
+
+def _cancelled(inbox: Sequence[Record]) -> _Decision | None:
+    """Whether a saga was cancelled before it began: then nothing of it begins."""
+    for record in inbox:
+        for entry in h.decode_facts(record.data):
+            if isinstance(entry, h.CancelSent):
+                return _Decision("cancel", "", entry.reason, record.version)
+    return None
+
+
+def _admit(run: SagaRun) -> None:
+    """It came through a queue and begins: so does the time that it has."""
+    queue, timeout = run.journal.queue, run.saga.timeout
+    if queue is not None:
+        deadline = None if timeout is None else run.kit.now() + int(timeout * _MICROS)
+        run.emit(h.SagaAdmitted(queue.queue, deadline))
 
 
 def _set_up(run: SagaRun) -> None:

@@ -334,6 +334,19 @@ READS: Final = (
     "parked_keys_page",  # :projection :generation -> rows of parked_keys
     "parked_events_page",  # :projection :generation :key (or NULL) :limit -> rows of parked_events by position
     "parked_count",  # :projection :generation -> one row n
+    "queues_all",  # -> rows of queues by name
+    "queue_counts",  # -> rows queue, state, n: how many sagas of each queue are in each state of `queued`, by both; of
+    #                   those that stand at NEEDS_INTERVENTION, state is -1
+    "queue_work",  # -> rows of queues by name, with early (smallest not_before of state 0, or NULL) and the flags
+    #                 waiting, returned (it has rows of state 1, 3) and woken (somebody wrote to inboxes of its sagas)
+    "queue_early",  # :queue :now :limit -> rows of queued of state 0, not_before <= :now, by not_before
+    "queue_heads",  # :queue :sagas (JSON array of [name, version]) :each :most -> of each partition the first rows of
+    #                  queued of state 1 whose sagas are of these definitions, with the saga's fence, by partition;
+    #                  in it the highest priority first, then the oldest. From each up to :each, and no more than its
+    #                  share of :most, but 1 at least; how many that is comes with each row as `each`
+    "queue_returned",  # :queue :sagas :limit -> the same of state 3, by enqueued_at
+    "queue_running",  # :queue -> rows partition, running, standing: rows from state 2 on, by partition, and how many of
+    #                    them stand at NEEDS_INTERVENTION
     "dead_letters_page",  # :subscription (or NULL) :limit -> rows of dead_letters by parked_at
 )
 """The named reads that every backend has, with their parameters and rows."""

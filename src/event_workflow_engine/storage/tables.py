@@ -18,6 +18,9 @@ __all__ = [
     "PARKED_EVENTS",
     "PARKED_KEYS",
     "PROJECTIONS",
+    "QUEUED",
+    "QUEUES",
+    "QUEUE_KEYS",
     "SAGAS",
     "SAGA_IDS",
     "SCHEDULES",
@@ -182,6 +185,38 @@ COMMANDS: Final = Table(
     {"id": "text", "command_hash": "text", "stream": "text", "version": "integer", "positions": "text"},
 )
 
+QUEUES: Final = Table(
+    "queues",
+    ("name",),
+    {
+        "name": "text",
+        "rev": "integer",  # grows with every admission and every change: who decides by the row requires it unchanged
+        "paused": "integer",
+        "config": "text",  # JSON: the limits
+        "recent": "text",  # JSON: [[from, to, n], …]: how many were admitted when, as far as the rate limit asks
+    },
+)
+
+QUEUED: Final = Table(
+    "queued",
+    ("saga",),  # the saga's id; the row stays until the saga has ended
+    {
+        "saga": "text",
+        "queue": "text",
+        "partition": "text",  # '' where none was named
+        "priority": "integer",  # the higher goes first
+        "enqueued_at": "integer",
+        "not_before": "integer",
+        "state": "integer",  # 0 too early, 1 waiting, 2 admitted, 3 admitted, and given back by a worker without room
+    },
+)
+"""Sagas in queues. Indexes: (queue, not_before) of state 0; (queue, partition, priority DESC, enqueued_at, saga) of
+state 1; (queue, partition) from state 2 on.
+"""
+
+QUEUE_KEYS: Final = Table("queue_keys", ("queue", "key"), {"queue": "text", "key": "text", "saga": "text"})
+"""Keys of sagas that must not be in a queue twice, until they have ended."""
+
 TABLES: Final[dict[str, Table]] = {
     table.name: table
     for table in (
@@ -198,5 +233,8 @@ TABLES: Final[dict[str, Table]] = {
         SLOTS,
         DEAD_LETTERS,
         COMMANDS,
+        QUEUES,
+        QUEUED,
+        QUEUE_KEYS,
     )
 }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # What a statement may scan: small tables, and the log from a position on.
-SMALL = {"workers", "checkpoints", "projections", "positions_floor"}
+SMALL = {"workers", "checkpoints", "projections", "queues", "positions_floor"}
 
 
 @pytest.fixture

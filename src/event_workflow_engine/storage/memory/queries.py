@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CLAIM_FUNCTIONS", "READ_FUNCTIONS"]
 
+_EARLY, _WAITING, _ADMITTED, _RETURNED = range(4)  # states of queued
+
 
 def _first(rows: Iterable[dict[str, Any]], limit: int) -> Rows:
     return list(rows)[:limit]
@@ -307,6 +309,98 @@ def dead_letters_page(store: MemoryState, *, subscription: str | None, limit: in
     return _first(sorted(rows, key=lambda row: (row["parked_at"] or 0, row["id"])), limit)
 
 
+# -- queues --------------------------------------------------------------------------------------------------------
+
+
+def queues_all(store: MemoryState) -> Rows:
+    """The queues by name."""
+    return sorted(store.rows("queues"), key=lambda row: row["name"])
+
+
+def queue_counts(store: MemoryState) -> Rows:
+    """How many sagas of each queue are in which state; -1: they stand."""
+    counts: dict[tuple[str, int], int] = {}
+    standing = _standing(store)
+    for row in store.rows("queued"):
+        key = row["queue"], -1 if row["state"] >= _ADMITTED and row["saga"] in standing else row["state"]
+        counts[key] = counts.get(key, 0) + 1
+    return [{"queue": queue, "state": state, "n": n} for (queue, state), n in sorted(counts.items())]
+
+
+def queue_work(store: MemoryState) -> Rows:
+    """The queues by name, with what there is to do for them."""
+    found = []
+    for queue in queues_all(store):
+        rows = [row for row in store.rows("queued") if row["queue"] == queue["name"]]
+        states = {row["state"] for row in rows}
+        early = [row["not_before"] for row in rows if row["state"] == _EARLY]
+        work = {
+            "early": min(early) if early else None,
+            "waiting": int(_WAITING in states),
+            "returned": int(_RETURNED in states),
+            "woken": int(bool(woken_sagas(store, worker=f"queue:{queue['name']}"))),
+        }
+        found.append({**queue, **work})
+    return found
+
+
+def queue_early(store: MemoryState, *, queue: str, now: int, limit: int) -> Rows:
+    """Sagas whose time has come."""
+    rows = [row for row in _queued(store, queue, _EARLY) if row["not_before"] <= now]
+    return _first(sorted(rows, key=lambda row: (row["not_before"], row["saga"])), limit)
+
+
+def queue_heads(store: MemoryState, *, queue: str, sagas: str, each: int, most: int) -> Rows:
+    """The first of each partition."""
+    waiting = _queued(store, queue, _WAITING)
+    each = max(1, min(each, most // max(1, len({row["partition"] for row in waiting}))))
+    rows = _startable(store, waiting, sagas)
+    rows.sort(key=lambda row: (row["partition"], -row["priority"], row["enqueued_at"], row["saga"]))
+    found: Rows = []
+    taken: dict[str, int] = {}
+    for row in rows:
+        taken[row["partition"]] = taken.get(row["partition"], 0) + 1
+        if taken[row["partition"]] <= each:
+            found.append({**row, "each": each})
+    return found
+
+
+def queue_returned(store: MemoryState, *, queue: str, sagas: str, limit: int) -> Rows:
+    """What workers without room gave back."""
+    rows = _startable(store, _queued(store, queue, _RETURNED), sagas)
+    return _first(sorted(rows, key=lambda row: (row["enqueued_at"], row["saga"])), limit)
+
+
+def queue_running(store: MemoryState, *, queue: str) -> Rows:
+    """How many were admitted and have not ended, by partition."""
+    found: dict[str, dict[str, Any]] = {}
+    standing = _standing(store)
+    for row in sorted(store.rows("queued"), key=lambda row: row["partition"]):
+        if row["queue"] == queue and row["state"] >= _ADMITTED:
+            counts = found.setdefault(row["partition"], {"partition": row["partition"], "running": 0, "standing": 0})
+            counts["running"] += 1
+            counts["standing"] += row["saga"] in standing
+    return list(found.values())
+
+
+def _queued(store: MemoryState, queue: str, state: int) -> Rows:
+    return [row for row in store.rows("queued") if row["queue"] == queue and row["state"] == state]
+
+
+def _startable(store: MemoryState, rows: Rows, sagas: str) -> Rows:
+    registered = {(name, version) for name, version in msgspec.json.decode(sagas)}
+    of = {row["id"]: row for row in store.rows("sagas")}
+    return [
+        {**row, "fence": saga["fence"]}
+        for row in rows
+        if (saga := of.get(row["saga"])) is not None and (saga["saga"], saga["saga_version"]) in registered
+    ]
+
+
+def _standing(store: MemoryState) -> set[str]:
+    return {row["id"] for row in store.rows("sagas") if row["state"] == "NEEDS_INTERVENTION"}
+
+
 READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
     function.__name__: function
     for function in (
@@ -330,6 +424,13 @@ READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
         parked_keys_page,
         parked_events_page,
         parked_count,
+        queues_all,
+        queue_counts,
+        queue_work,
+        queue_early,
+        queue_heads,
+        queue_returned,
+        queue_running,
         dead_letters_page,
     )
 }

@@ -17,6 +17,7 @@ from event_workflow_engine.testing.conformance.exclusive import ExclusiveCases
 from event_workflow_engine.testing.conformance.folding import FoldCases
 from event_workflow_engine.testing.conformance.living import LifecycleCases
 from event_workflow_engine.testing.conformance.querying import QueryCases
+from event_workflow_engine.testing.conformance.queueing import QueueCases
 from event_workflow_engine.testing.conformance.reading import ReadCases
 from event_workflow_engine.testing.conformance.repeating import RepeatCases
 from event_workflow_engine.testing.conformance.rows import RowCases
@@ -31,6 +32,7 @@ class StorageConformance(
     CommitCases,
     ReadCases,
     QueryCases,
+    QueueCases,
     ClaimCases,
     ExclusiveCases,
     FoldCases,

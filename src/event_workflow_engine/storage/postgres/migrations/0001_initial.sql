@@ -160,6 +160,34 @@ CREATE TABLE ewe.dead_letters (
 );
 CREATE INDEX dead_letters_by_time ON ewe.dead_letters (parked_at, id);
 
+CREATE TABLE ewe.queues (
+    name   text COLLATE "C" NOT NULL PRIMARY KEY,
+    rev    bigint,
+    paused bigint,
+    config text COLLATE "C",
+    recent text COLLATE "C"
+) WITH (fillfactor = 50);
+
+CREATE TABLE ewe.queued (
+    saga        text COLLATE "C" NOT NULL PRIMARY KEY,
+    queue       text COLLATE "C",
+    partition   text COLLATE "C",
+    priority    bigint,
+    enqueued_at bigint,
+    not_before  bigint,
+    state       bigint
+) WITH (fillfactor = 80);
+CREATE INDEX queued_early ON ewe.queued (queue, not_before) WHERE state = 0;
+CREATE INDEX queued_waiting ON ewe.queued (queue, partition, priority DESC, enqueued_at, saga) WHERE state = 1;
+CREATE INDEX queued_admitted ON ewe.queued (queue, partition) WHERE state >= 2;
+
+CREATE TABLE ewe.queue_keys (
+    queue text COLLATE "C" NOT NULL,
+    key   text COLLATE "C" NOT NULL,
+    saga  text COLLATE "C",
+    PRIMARY KEY (queue, key)
+);
+
 CREATE TABLE ewe.commands (
     id           text COLLATE "C" NOT NULL PRIMARY KEY,
     command_hash text COLLATE "C",
@@ -223,7 +251,8 @@ DECLARE
     dropped text := '';
 BEGIN
     FOREACH name IN ARRAY ARRAY['sagas', 'saga_ids', 'workers', 'checkpoints', 'projections', 'documents', 'parked_keys',
-                                'parked_events', 'snapshots', 'schedules', 'slots', 'dead_letters', 'commands'] LOOP
+                                'parked_events', 'snapshots', 'schedules', 'slots', 'dead_letters', 'commands',
+                                'queues', 'queued', 'queue_keys'] LOOP
         keys := '{}'; columns := '{}'; sets := '{}'; values_ := '{}'; matches := '{}';
         FOR column_ IN
             SELECT a.attname, format_type(a.atttypid, NULL) AS type, a.attnotnull AS of_key

@@ -174,6 +174,34 @@ CREATE TABLE dead_letters (
 );
 CREATE INDEX dead_letters_by_time ON dead_letters (parked_at, id);
 
+CREATE TABLE queues (
+    name   TEXT NOT NULL PRIMARY KEY,
+    rev    INTEGER,
+    paused INTEGER,
+    config TEXT,
+    recent TEXT
+);
+
+CREATE TABLE queued (
+    saga        TEXT NOT NULL PRIMARY KEY,
+    queue       TEXT,
+    partition   TEXT,
+    priority    INTEGER,
+    enqueued_at INTEGER,
+    not_before  INTEGER,
+    state       INTEGER
+);
+CREATE INDEX queued_early ON queued (queue, not_before) WHERE state = 0;
+CREATE INDEX queued_waiting ON queued (queue, partition, priority DESC, enqueued_at, saga) WHERE state = 1;
+CREATE INDEX queued_admitted ON queued (queue, partition) WHERE state >= 2;
+
+CREATE TABLE queue_keys (
+    queue TEXT NOT NULL,
+    key   TEXT NOT NULL,
+    saga  TEXT,
+    PRIMARY KEY (queue, key)
+) WITHOUT ROWID;
+
 CREATE TABLE commands (
     id           TEXT NOT NULL PRIMARY KEY,
     command_hash TEXT,
