@@ -210,14 +210,13 @@ class Admission:
 
     async def _admit(self, work: dict[str, Any], room: int) -> bool:
         name, limits, now = work["name"], self._limits[work["name"]], self._kit.now()
+        # What runs is read first: the queue's row tells what has begun since, and nobody who came since is passed over.
+        running, total = await self._running(name) if _is_counted(limits) else ({}, 0)
+        if limits.limit is not None and total >= limits.limit:
+            return False
         heads = await self._query("queue_heads", queue=name, each=room, most=_MOST)
-        running: dict[str, int] = {}
-        total = 0
-        is_counted = limits.limit is not None or limits.partition_limit is not None
-        if is_counted or len({row["partition"] for row in heads}) > 1:
-            for row in await self._kit.storage.query("queue_running", queue=name):
-                running[row["partition"]] = row["running"]
-                total += row["running"] - row["standing"]
+        if not _is_counted(limits) and len({row["partition"] for row in heads}) > 1:
+            running, total = await self._running(name)
         recent = msgspec.json.decode(work["recent"])
         plan = planned(limits, heads, running, total, room=room, recent=recent, now=now)
         if plan.again_at is not None:
@@ -228,6 +227,11 @@ class Admission:
         values = {"rev": work["rev"] + 1, "recent": msgspec.json.encode(plan.recent).decode()}
         await self._take(name, plan.heads, WAITING, Row("queues", "update", (name,), values, {"rev": work["rev"]}))
         return bool(plan.heads)
+
+    async def _running(self, name: str) -> tuple[dict[str, int], int]:
+        """How many of each partition run, and how many take a place of the queue's."""
+        rows = await self._kit.storage.query("queue_running", queue=name)
+        return {row["partition"]: row["running"] for row in rows}, sum(row["running"] - row["standing"] for row in rows)
 
     async def _take(self, name: str, heads: Rows, state: int, *others: Row) -> None:
         """Make sagas of a queue this worker's, and let them begin or go on."""
@@ -268,3 +272,7 @@ class Admission:
 
     def _look_by(self, when: int) -> None:
         self._next = when if self._next is None else min(self._next, when)
+
+
+def _is_counted(limits: Limits) -> bool:
+    return limits.limit is not None or limits.partition_limit is not None
