@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overlo
 
 import msgspec
 
-from event_workflow_engine.errors import OutsideSagaError
+from event_workflow_engine.errors import DefinitionError, OutsideSagaError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -28,6 +28,7 @@ __all__ = [
     "SagaContext",
     "StepContext",
     "StepResults",
+    "StepTransaction",
     "current_saga",
     "current_step",
     "leave_saga",
@@ -103,6 +104,56 @@ class StepResults(Mapping[str, Any]):
         return f"StepResults({dict(self._by_name)!r})"
 
 
+class Session(Protocol):
+    """What runs a step's SQL."""
+
+    connection: Any
+
+    async def execute(self, sql: str, params: Mapping[str, Any], /) -> int:
+        """Run a statement; the number of rows it changed."""
+        ...
+
+    async def fetch(self, sql: str, params: Mapping[str, Any], /) -> list[dict[str, Any]]:
+        """Run a query; all its rows."""
+        ...
+
+
+class StepTransaction:
+    """The transaction of a transactional step. Parameters are ``:name``. Ends with the action."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def execute(self, sql: str, /, **params: Any) -> int:
+        """Run a statement.
+
+        Returns:
+            How many rows it changed.
+
+        Raises:
+            DefinitionError: The SQL or its parameters are wrong, or it changes the engine's tables or the transaction.
+            StorageError: A constraint failed, or the database cannot do its work.
+        """
+        return await self._session.execute(sql, params)
+
+    async def fetch(self, sql: str, /, **params: Any) -> list[dict[str, Any]]:
+        """Run a query; all its rows. Raises as `execute` does."""
+        return await self._session.fetch(sql, params)
+
+    @property
+    def connection(self) -> Any:
+        """On PostgreSQL the asyncpg connection, for what goes over one; its transaction is the engine's to end.
+
+        Raises:
+            DefinitionError: The store's database has none that could be used beside the store's own work.
+        """
+        if self._session.connection is None:
+            raise DefinitionError("this store's connection is its own: use transaction.execute and transaction.fetch")
+        return self._session.connection
+
+
 class Heart(Protocol):
     """What a step's heartbeats go to."""
 
@@ -128,6 +179,7 @@ class StepContext(Generic[In_co]):
         "_heart",
         "_saga",
         "_step",
+        "_transaction",
         "attempt",
         "deadline",
         "fence",
@@ -157,6 +209,25 @@ class StepContext(Generic[In_co]):
         self.fence = fence
         self.deadline = deadline
         self._heart = heart
+        self._transaction: StepTransaction | None = None
+
+    @property
+    def transaction(self) -> StepTransaction:
+        """The transaction in which the step's record commits, too.
+
+        Raises:
+            DefinitionError: The step is not transactional.
+        """
+        if self._transaction is None:
+            raise DefinitionError(
+                f"step {self._step!r} is not transactional: declare it with SagaStep(…, transactional=True), or call "
+                "it by step.in_transaction(…)"
+            )
+        return self._transaction
+
+    def enter(self, transaction: StepTransaction) -> None:
+        """For the engine: the action begins in a transaction."""
+        self._transaction = transaction
 
     @property
     def saga_id(self) -> str:

@@ -14,6 +14,7 @@ from event_workflow_engine.codecs import JSON, Codec
 from event_workflow_engine.commands import CommandBus
 from event_workflow_engine.config import EngineConfig
 from event_workflow_engine.context import leave_saga
+from event_workflow_engine.enlisting import Enlisted
 from event_workflow_engine.errors import DefinitionError, EngineStateError, NotRegisteredError
 from event_workflow_engine.event_bus import EventBus
 from event_workflow_engine.event_store import EventStore
@@ -26,6 +27,7 @@ from event_workflow_engine.runner.keeper import SagaKeeper
 from event_workflow_engine.runner.kit import Interceptor, Kit
 from event_workflow_engine.scheduler import WorkflowScheduler
 from event_workflow_engine.snapshots import SnapshotManager
+from event_workflow_engine.staging import Intake
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.liveness import liveness_of
 from event_workflow_engine.timers import Alarms
@@ -112,6 +114,7 @@ class WorkflowEngine:
         self.projections = ProjectionManager(self.store, clock=self._clock)
         self.commands = CommandBus(self.store, snapshots=self.snapshots)
         self.scheduler = WorkflowScheduler(self._storage, clock=self._clock)
+        self._intake = Intake(self._storage, self.now)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -171,6 +174,8 @@ class WorkflowEngine:
         self._keeper.start(kit)
         stack.push_async_callback(self.scheduler.stop)
         await self.scheduler.start(self, worker_id=feeder)
+        stack.push_async_callback(self._intake.stop)
+        self._intake.start()
 
     def _pool(self, stack: AsyncExitStack, name: str) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(self._config.threads, thread_name_prefix=name)
@@ -304,6 +309,17 @@ class WorkflowEngine:
             saga: Its definition, which types the result; by default the one registered under its name, if any.
         """
         return SagaHandle(self, id, saga)
+
+    def enlist(self, connection: Any) -> Enlisted:
+        """Start sagas, append events and send signals as part of a transaction of your own; without I/O.
+
+        PostgreSQL only. Elsewhere write to your tables in a transactional step (`SagaStep`).
+
+        Args:
+            connection: An asyncpg connection to the store's database on which a transaction is open; or a SQLAlchemy
+                ``AsyncSession`` or ``AsyncConnection`` over asyncpg. Its role needs the store's rights.
+        """
+        return Enlisted(self, connection, self._definitions, self.queues)
 
     def repository(self, aggregate: type[A]) -> Repository[A]:
         """Load and save aggregates of one type."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.saga import Saga, Signal
     from event_workflow_engine.storage.port import Storage
 
-__all__ = ["HandleHost", "SagaHandle"]
+__all__ = ["HandleHost", "SagaHandle", "signal_sent"]
 
 Out = TypeVar("Out")
 T = TypeVar("T")
@@ -124,15 +124,8 @@ class SagaHandle(Generic[Out]):
             SagaNotFoundError: There is no such saga; a `SagaEndedError` where it has ended.
             EncodeError: The payload is no JSON, or not of the signal's type.
         """
-        name = signal if isinstance(signal, str) else signal.name
-        what = f"signal {name!r} to saga {self.id!r}"
-        data = h.Raw(self._host.codec.encode(payload, what))
-        if not isinstance(signal, str):
-            try:
-                self._host.codec.decode(data, signal.type, what)
-            except DecodeError as error:
-                raise EncodeError(f"{error}: nothing was sent") from None
-        await send(self._host.storage, self.id, h.SignalSent(name, data), self._host.now(), id)
+        entry = signal_sent(self._host.codec, signal, payload, self.id)
+        await send(self._host.storage, self.id, entry, self._host.now(), id)
 
     async def cancel(self, reason: str = "") -> None:
         """Ask the saga to end: what it did is undone. Durable when it returns; `result` tells how it ended.
@@ -178,3 +171,20 @@ class SagaHandle(Generic[Out]):
         if not found:
             raise SagaNotFoundError(f"there is no saga {self.id!r} in {self._host.storage.url}")
         return found
+
+
+def signal_sent(codec: Codec, signal: Signal[Any] | str, payload: Any, saga_id: str) -> h.SignalSent:
+    """The inbox entry of a signal, whose payload fits its type.
+
+    Raises:
+        EncodeError: The payload is no JSON, or not of the signal's type.
+    """
+    name = signal if isinstance(signal, str) else signal.name
+    what = f"signal {name!r} to saga {saga_id!r}"
+    data = h.Raw(codec.encode(payload, what))
+    if not isinstance(signal, str):
+        try:
+            codec.decode(data, signal.type, what)
+        except DecodeError as error:
+            raise EncodeError(f"{error}: nothing was sent") from None
+    return h.SignalSent(name, data)

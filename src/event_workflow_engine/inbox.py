@@ -13,7 +13,7 @@ from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
 if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Storage
 
-__all__ = ["send"]
+__all__ = ["entry_unit", "send"]
 
 _OPEN: Final = {"ended_at": None}
 
@@ -33,16 +33,8 @@ async def send(storage: Storage, saga_id: str, entry: InboxEntry, now: int, entr
         SagaEndedError: It has ended. Nothing was sent.
         EventIdConflictError: `entry_id` was used for something else.
     """
-    unit_id = uuid7() if entry_id is None else f"{inbox_stream(saga_id)}:{entry_id}"
-    record = NewRecord(unit_id, str(type(entry).__struct_config__.tag), encode_facts([entry]))
-    unit = Unit(
-        unit_id,
-        now,
-        (Append(inbox_stream(saga_id), (record,)),),
-        (Row("sagas", "update", (saga_id,), {"wake_at": now}, _OPEN),),
-    )
     try:
-        await storage.write(unit)
+        await storage.write(entry_unit(saga_id, entry, now, entry_id))
     except RowConflictError:
         row = await storage.get("sagas", (saga_id,))
         if row is None:
@@ -50,3 +42,15 @@ async def send(storage: Storage, saga_id: str, entry: InboxEntry, now: int, entr
         raise SagaEndedError(
             f"saga {saga_id!r} has ended as {row['state']}: nothing was sent, there is nobody to hear it"
         ) from None
+
+
+def entry_unit(saga_id: str, entry: InboxEntry, now: int, entry_id: str | None = None) -> Unit:
+    """What puts an entry into an open saga's inbox. See `send`."""
+    unit_id = uuid7() if entry_id is None else f"{inbox_stream(saga_id)}:{entry_id}"
+    record = NewRecord(unit_id, str(type(entry).__struct_config__.tag), encode_facts([entry]))
+    return Unit(
+        unit_id,
+        now,
+        (Append(inbox_stream(saga_id), (record,)),),
+        (Row("sagas", "update", (saga_id,), {"wake_at": now}, _OPEN),),
+    )

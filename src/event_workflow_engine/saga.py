@@ -7,7 +7,7 @@ The package's root has the decorator under this module's name, so that ``from ev
 works and ``import event_workflow_engine.saga as m`` gives the decorator.
 """
 
-from event_workflow_engine._saga.body import Signal, run_saga, sleep, step, wait_for_signal
+from event_workflow_engine._saga.body import Signal, Step, run_saga, sleep, step, wait_for_signal
 from event_workflow_engine._saga.definition import OnException, OnFailure, Saga, saga
 from event_workflow_engine._saga.graph import StepRef
 from event_workflow_engine._saga.specs import CompensationSpec, StepSpec
@@ -20,6 +20,7 @@ __all__ = [
     "Saga",
     "SagaStep",
     "Signal",
+    "Step",
     "StepKind",
     "StepRef",
     "StepSpec",

@@ -48,7 +48,7 @@ class KillingStorage:
 
     Attributes:
         sent: Writes that were begun.
-        ran: Exclusive transactions whose work has run, which is not yet committed.
+        ran: Transactions whose work has run, which are not yet committed.
         landed: Writes that are on disk.
     """
 
@@ -103,6 +103,15 @@ class KillingStorage:
 
         self._sending()
         return await self._storage.exclusive(unit, run)
+
+    async def transact(self, work: Callable[[SqlSession], Awaitable[Unit]]) -> Any:
+        async def run(session: SqlSession) -> Unit:
+            unit = await work(session)
+            self._running()
+            return unit
+
+        self._sending()
+        return await self._storage.transact(run)
 
     async def perform(self, name: str, **params: Any) -> Any:
         self._sending()

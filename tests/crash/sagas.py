@@ -1,4 +1,4 @@
-"""The five canonical sagas, and the outside world that they act on: a ledger that only ever grows."""
+"""The canonical sagas, and the outside world that they act on: a ledger that only ever grows."""
 
 from __future__ import annotations
 
@@ -90,6 +90,35 @@ dag = Saga(
 )
 
 
+MOVED = "SELECT count(*) AS n FROM moved WHERE place = :place"
+
+
+async def move(ctx: StepContext[Any]) -> int:
+    """How often it was done before; a row that nothing keeps from being there twice."""
+    place = os.environ[LEDGER]
+    await ctx.transaction.execute("CREATE TABLE IF NOT EXISTS moved (place TEXT NOT NULL)")
+    ((before,),) = [tuple(row.values()) for row in await ctx.transaction.fetch(MOVED, place=place)]
+    await ctx.transaction.execute("INSERT INTO moved (place) VALUES (:place)", place=place)
+    return int(before)
+
+
+async def count_moves(ctx: StepContext[Any]) -> int:
+    ((n,),) = [tuple(row.values()) for row in await ctx.transaction.fetch(MOVED, place=os.environ[LEDGER])]
+    return int(n)
+
+
+transactional = Saga(
+    "transactional",
+    [
+        SagaStep("a", act, undo),
+        SagaStep("move", move, transactional=True),
+        SagaStep("b", act, undo),
+        SagaStep("count", count_moves, transactional=True),
+    ],
+    sequential=True,
+)
+
+
 async def book(what: str) -> str:
     key = current_step().idempotency_key
     write("do", key)
@@ -117,6 +146,7 @@ CASES: dict[str, tuple[Saga[Any, Any], Any]] = {
     "sequential": (sequential, None),
     "concurrent": (concurrent, None),
     "dag": (dag, None),
+    "transactional": (transactional, None),
     "function": (function, "ann"),
     "undone": (undone, "bob"),
 }

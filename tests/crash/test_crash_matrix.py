@@ -1,4 +1,4 @@
-"""A worker is killed with SIGKILL at every durable operation of five sagas; each of them ends, once, done or undone."""
+"""A worker is killed with SIGKILL at every durable operation of the canonical sagas; each of them ends, once, done or undone."""
 
 from __future__ import annotations
 
@@ -122,6 +122,16 @@ async def test_a_worker_killed_at_any_durable_operation(
     factory: WorkerFactory, tmp_path: Path, case: str, when: str
 ) -> None:
     await kill_everywhere(factory, tmp_path, case, when)
+
+
+@pytest.mark.parametrize("server", ["", "postgres"])
+@pytest.mark.timeout(120)
+async def test_a_worker_killed_within_a_transactional_step(
+    factory: WorkerFactory, tmp_path: Path, server: str, request: pytest.FixtureRequest
+) -> None:
+    """What it wrote is there once: the saga's result says how often."""
+    url = request.getfixturevalue(server) if server else ""
+    await kill_everywhere(factory, tmp_path, "transactional", "within", server=url)
 
 
 @pytest.mark.parametrize("when", ["before", "behind"])

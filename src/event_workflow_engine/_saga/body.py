@@ -9,7 +9,7 @@ import builtins
 import math
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, overload
 
 from event_workflow_engine._saga.definition import Saga
 from event_workflow_engine._saga.specs import build_spec, check_name, check_seconds, check_step_name
@@ -22,95 +22,135 @@ if TYPE_CHECKING:
     from typing import TypeVarTuple, Unpack
 
     from event_workflow_engine.clock import Duration
-    from event_workflow_engine.context import CompensationContext
+    from event_workflow_engine.context import CompensationContext, StepTransaction
     from event_workflow_engine.retries import RetryPolicy
 
     Ts = TypeVarTuple("Ts")
 
-__all__ = ["Signal", "run_saga", "sleep", "step", "wait_for_signal"]
+__all__ = ["Signal", "Step", "run_saga", "sleep", "step", "wait_for_signal"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-if TYPE_CHECKING:
 
-    class _Options(TypedDict, total=False):
-        name: str | None
-        key: str | None
-        timeout: Duration | None
-        retry: RetryPolicy | None
-        compensation_retry: RetryPolicy | None
-        idempotent: bool
-        compensate_failed: bool
-        rejects: type[BaseException] | Iterable[type[BaseException]]
-        probe: Callable[..., Any] | None
+class _Options(TypedDict, total=False):
+    name: str | None
+    key: str | None
+    timeout: Duration | None
+    retry: RetryPolicy | None
+    compensation_retry: RetryPolicy | None
+    idempotent: bool
+    compensate_failed: bool
+    rejects: type[BaseException] | Iterable[type[BaseException]]
+    probe: Callable[..., Any] | None
 
 
-@overload
-def step(
-    fn: Callable[[*Ts], Awaitable[R]],
-    /,
-    *args: *Ts,
-    compensation: Callable[[], object] | Callable[[CompensationContext[Any, R]], object] | None = None,
-    **options: Unpack[_Options],
-) -> Coroutine[Any, Any, R]: ...
-@overload
-def step(
-    fn: Callable[[*Ts], R],
-    /,
-    *args: *Ts,
-    compensation: Callable[[], object] | Callable[[CompensationContext[Any, R]], object] | None = None,
-    **options: Unpack[_Options],
-) -> Coroutine[Any, Any, R]: ...
-def step(
-    fn: Callable[..., Any],
-    /,
-    *args: *Ts,
-    compensation: Callable[..., Any] | None = None,
-    name: str | None = None,
-    key: str | None = None,
-    timeout: Duration | None = None,
-    retry: RetryPolicy | None = None,
-    compensation_retry: RetryPolicy | None = None,
-    idempotent: bool = True,
-    compensate_failed: bool = False,
-    rejects: type[BaseException] | Iterable[type[BaseException]] = (),
-    probe: Callable[..., Any] | None = None,
+_OPTIONS: Final = frozenset(_Options.__annotations__)
+
+
+class Step:
+    """The type of `step`: awaited as ``step(fn, *args)``, or as ``step.in_transaction(fn, *args)``."""
+
+    @overload
+    def __call__(
+        self,
+        fn: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        compensation: Callable[[], object] | Callable[[CompensationContext[Any, R]], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def __call__(
+        self,
+        fn: Callable[[*Ts], R],
+        /,
+        *args: *Ts,
+        compensation: Callable[[], object] | Callable[[CompensationContext[Any, R]], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> Coroutine[Any, Any, R]: ...
+    def __call__(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: *Ts,
+        compensation: Callable[..., Any] | None = None,
+        **options: Unpack[_Options],
+    ) -> Coroutine[Any, Any, Any]:
+        """Run `fn` durably: once it has succeeded it never runs again, and after a restart its result is read back.
+
+        In the body of a saga function only. The step's identity is (task, name, how often that name was used there
+        before), fixed by this call; the action begins when what is returned is awaited.
+
+        Args:
+            fn: Async, or plain (then it runs in a thread). Its context is `current_step()`.
+            *args: Exactly what `fn` is called with. Keyword arguments go by `functools.partial`.
+            compensation: Undoes it when the saga is undone; takes nothing or a `CompensationContext`. A named function
+                among the globals of the saga function's module, or given to `Saga.register_compensation`.
+            name: The step's name. Default ``fn.__name__``.
+            key: The identity in place of the counted one; unique in the saga.
+            timeout: For each attempt; seconds or timedelta. Default none.
+            retry: The action's policy. Default one attempt.
+            compensation_retry: The compensation's policy. Default eight attempts.
+            idempotent: Whether `fn` may be repeated with the same idempotency key when nobody knows whether it
+                happened. Default ``True``.
+            compensate_failed: Compensate it even where it FAILED. Default ``False``.
+            rejects: Exception types by which `fn` says that it did not happen, in strict mode too.
+            probe: Kept for asking the world whether an action landed; not available yet.
+
+        Returns:
+            A coroutine for `fn`'s result; it raises `StepFailedError` where the step does not succeed.
+
+        Raises:
+            OutsideSagaError: Not called in the body of a saga function.
+            DefinitionError: An option or function is wrong, or the compensation could not be found again by name.
+        """
+        return _requested(fn, args, compensation, options, transactional=False)
+
+    def in_transaction(
+        self,
+        fn: Callable[[StepTransaction, *Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        compensation: Callable[[], object] | Callable[[CompensationContext[Any, R]], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> Coroutine[Any, Any, R]:
+        """Run `fn` in a transaction of the store's database, in which the record that it has succeeded commits, too.
+
+        So what it writes there happens exactly once, whatever crashes. An attempt that raises, runs out of time or is
+        cut off has FAILED: it was rolled back. What it does elsewhere is not part of that.
+
+        Args:
+            fn: Async. Gets the transaction first, which ends with it.
+            *args: What it is called with behind the transaction.
+            compensation: As in `step`; it is in no transaction.
+            **options: As in `step`.
+
+        Raises:
+            OutsideSagaError: Not called in the body of a saga function.
+            DefinitionError: As in `step`; or `fn` is not async.
+        """
+        return _requested(fn, args, compensation, options, transactional=True)
+
+
+step: Final = Step()
+"""Run a function durably, in the body of a saga function: see `Step`."""
+
+
+def _requested(
+    fn: Any, args: tuple[Any, ...], compensation: Any, options: _Options, *, transactional: bool
 ) -> Coroutine[Any, Any, Any]:
-    """Run `fn` durably: once it has succeeded it never runs again, and after a restart its result is read back.
-
-    In the body of a saga function only. The step's identity is (task, name, how often that name was used there before),
-    fixed by this call; the action begins when what is returned is awaited.
-
-    Args:
-        fn: Async, or plain (then it runs in a thread). Its context is `current_step()`.
-        *args: Exactly what `fn` is called with. Keyword arguments go by `functools.partial`.
-        compensation: Undoes it when the saga is undone; takes nothing or a `CompensationContext`. A named function
-            among the globals of the saga function's module, or given to `Saga.register_compensation`.
-        name: The step's name. Default ``fn.__name__``.
-        key: The identity in place of the counted one; unique in the saga.
-        timeout: For each attempt; seconds or timedelta. Default none.
-        retry: The action's policy. Default one attempt.
-        compensation_retry: The compensation's policy. Default eight attempts.
-        idempotent: Whether `fn` may be repeated with the same idempotency key when nobody knows whether it happened.
-            Default ``True``.
-        compensate_failed: Compensate it even where it FAILED. Default ``False``.
-        rejects: Exception types by which `fn` says that it did not happen, in strict mode too.
-        probe: Kept for asking the world whether an action landed; not available yet.
-
-    Returns:
-        A coroutine for `fn`'s result; it raises `StepFailedError` where the step does not succeed.
-
-    Raises:
-        OutsideSagaError: Not called in the body of a saga function.
-        DefinitionError: An option or function is wrong, or the compensation could not be found again by name.
-    """
     present = runtime("step()")
     if isinstance(fn, Saga):
         raise DefinitionError(f"step({fn!r}): a saga within a saga is run by run_saga(saga, input)")
-    if probe is not None:
+    unknown = options.keys() - _OPTIONS
+    if unknown:
+        raise TypeError(f"step() got an unexpected keyword argument {min(unknown)!r}")
+    given: dict[str, Any] = dict(options)
+    name, key = given.pop("name", None), given.pop("key", None)
+    if given.pop("probe", None) is not None:
         raise DefinitionError(f"step {name or called(fn)!r}: probe= is not available in this version: leave it out")
     if key is not None:
         check_step_name(key, "key")
@@ -118,13 +158,9 @@ def step(
         called(fn) if name is None else name,
         fn,
         compensation,
-        arguments=len(args),
-        timeout=timeout,
-        retry=retry,
-        compensation_retry=compensation_retry,
-        idempotent=idempotent,
-        compensate_failed=compensate_failed,
-        rejects=rejects,
+        arguments=len(args) + transactional,
+        transactional=transactional,
+        **given,
     )
     return present.step(fn, args, spec, key)
 

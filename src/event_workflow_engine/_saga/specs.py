@@ -63,6 +63,7 @@ class StepSpec(msgspec.Struct, frozen=True):
         compensate_failed: Compensate it even where it FAILED.
         rejects: What it raises to say that it did not happen, in any mode.
         compensation: How to undo it.
+        transactional: The action's writes to the store's database and the step's record commit together.
     """
 
     name: str
@@ -75,6 +76,7 @@ class StepSpec(msgspec.Struct, frozen=True):
     compensate_failed: bool = False
     rejects: tuple[type[BaseException], ...] = ()
     compensation: CompensationSpec | None = None
+    transactional: bool = False
 
 
 def build_spec(
@@ -91,6 +93,7 @@ def build_spec(
     idempotent: bool = True,
     compensate_failed: bool = False,
     rejects: type[BaseException] | Iterable[type[BaseException]] = (),
+    transactional: bool = False,
 ) -> StepSpec:
     """Check a step and fill in its defaults.
 
@@ -107,16 +110,19 @@ def build_spec(
         idempotent: See `StepSpec`.
         compensate_failed: See `StepSpec`.
         rejects: One type or several.
+        transactional: See `StepSpec`.
 
     Raises:
         DefinitionError: Something is wrong with it; names the saga, the step and the remedy.
     """
     try:
         check_step_name(name)
+        info = _action_info(action, arguments)
+        _check_transactional(action, info, transactional=transactional)
         return StepSpec(
             name,
             action,
-            _action_info(action, arguments),
+            info,
             after,
             None if timeout is None else check_seconds(timeout, "timeout"),
             ONE_ATTEMPT if retry is None else _policy("retry", retry),
@@ -126,10 +132,16 @@ def build_spec(
             _compensation_spec(
                 compensation, compensation_retry, compensate_failed=compensate_failed, alone=arguments is not None
             ),
+            bool(transactional),
         )
     except DefinitionError as error:
         where = f"saga {saga!r}, step {name!r}" if saga else f"step {name!r}"
         raise DefinitionError(f"{where}: {error}") from None
+
+
+def _check_transactional(action: Any, info: CallInfo, *, transactional: bool) -> None:
+    if transactional and not info.is_async:
+        raise DefinitionError(f"a transactional action is async, for its transaction is: {called(action)} is not")
 
 
 def _action_info(action: Any, arguments: int | None) -> CallInfo:

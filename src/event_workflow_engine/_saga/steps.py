@@ -67,7 +67,8 @@ class SagaStep(Generic[In_contra]):
         probe: Kept for asking the world whether an action landed; not available yet.
         kind: Only ``"compensatable"`` is available yet.
         locks: Kept for locks that the saga takes before the step; not available yet.
-        transactional: Kept for steps in the store's own transaction; not available yet.
+        transactional: What the action writes through `StepContext.transaction` and the step's record commit together:
+            exactly once, whatever crashes. It must be async. Default ``False``.
 
     Example:
         >>> def book() -> str:
@@ -238,7 +239,6 @@ def _spec(saga_name: str, step: SagaStep[Any], after: tuple[str, ...]) -> StepSp
             ("probe", step.probe, None),
             ("kind", step.kind, "compensatable"),
             ("locks", step.locks, ()),
-            ("transactional", step.transactional, False),
         ):
             if given != plain:
                 raise DefinitionError(f"{option}={given!r} is not available in this version: leave it out")
@@ -254,6 +254,7 @@ def _spec(saga_name: str, step: SagaStep[Any], after: tuple[str, ...]) -> StepSp
         idempotent=step.idempotent,
         compensate_failed=step.compensate_failed,
         rejects=step.rejects,
+        transactional=step.transactional,
     )
 
 

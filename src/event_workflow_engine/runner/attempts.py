@@ -13,6 +13,7 @@ from event_workflow_engine.errors import DecodeError, EncodeError, StepRejectedE
 from event_workflow_engine.outcomes import Outcome, classify, qualified_name
 from event_workflow_engine.planner import next_attempt_after
 from event_workflow_engine.runner.execution import Attempt
+from event_workflow_engine.runner.transacting import TransactionalAction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,8 @@ def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt
     context: StepContext[Any] = StepContext(*_common(run, state.step, state.attempt, spec.timeout, attempt))
     args = command.args if command.args is not None else (context,) if spec.info.takes_context else ()
     fn, is_async = _called(run, spec.action, is_async=spec.info.is_async)
+    if spec.transactional:
+        fn, args = TransactionalAction(run, attempt, command, fn, context, record_success).act, (args,)
     attempt.start(
         fn,
         args,
@@ -133,6 +136,8 @@ def record_unsuccess(run: SagaRun, command: StartStep, error: BaseException, *, 
     attempt = run.journal.steps[command.step].attempt
     strict = run.saga.on_exception == "unknown"
     outcome = Outcome.UNKNOWN if timed_out else classify(error, strict=strict, rejects=spec.rejects)
+    if spec.transactional:
+        outcome = Outcome.FAILED  # it was rolled back
     cancelled = isinstance(error, asyncio.CancelledError)
     wait = None
     if not final and not cancelled:

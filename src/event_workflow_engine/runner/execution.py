@@ -201,6 +201,12 @@ class Attempt:
             self._alarm.cancel()
             self._alarm = self._kit.alarms.at(self._kit.now() + int(self._timeout * _MICROS), self._expire)
 
+    def settle(self) -> None:
+        """Its owner knows how it ended: nothing is told any more, and no timeout cuts off what is left of it."""
+        self._closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+
     def abandon(self) -> asyncio.Future[Any] | None:
         """Tell nobody how it ends, and ask it to end; returns what to wait for. For eviction and shutdown."""
         self._closed = True

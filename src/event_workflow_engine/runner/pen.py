@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.journal import Journal
     from event_workflow_engine.runner.kit import Kit
-    from event_workflow_engine.storage.port import Told
 
 __all__ = ["Pen"]
 
@@ -88,14 +87,13 @@ class Pen:
         self.seen = seen
         self._row_state = state
 
-    def send(self, facts: list[Any], journal: Journal, wake: int | None, told: Told, *, park: bool) -> None:
-        """Send a unit.
+    def unit(self, facts: list[Any], journal: Journal, wake: int | None, *, park: bool) -> Unit:
+        """The next unit, to be sent.
 
         Args:
             facts: What came up; may be empty where the saga only parks.
             journal: Folded with `facts`.
             wake: Where it parks, when it has to go on.
-            told: What becomes of it.
             park: It leaves memory: its row says so, and the unit asserts that the inbox holds nothing unread, as does
                 the unit that ends the saga. Else what was said meanwhile would wake nobody.
         """
@@ -107,7 +105,7 @@ class Pen:
         if park or journal.ended:
             appends += (Append(self._inbox, (), self.seen),)
         rows = self._rows(journal, wake, now, park=park)
-        self._kit.storage.post(Unit(unit_id, now, appends, rows, self._kit.worker), told)
+        return Unit(unit_id, now, appends, rows, self._kit.worker)
 
     def _rows(self, journal: Journal, wake: int | None, now: int, *, park: bool) -> tuple[Row, ...]:
         state = self._sent_state = journal.state

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from event_workflow_engine import history as h
 from event_workflow_engine.errors import DecodeError, NonDeterminismError, WorkflowError
 from event_workflow_engine.runner.attempts import read_result
-from event_workflow_engine.runner.commands import Replay
+from event_workflow_engine.runner.commands import Fail, Replay
 from event_workflow_engine.runner.mail import is_decision
 from event_workflow_engine.state_machine import WorkflowState
 
@@ -162,14 +162,17 @@ def _undo(run: SagaRun, decision: _Decision) -> None:
         certain = state.status == "waiting" and state.waits_after == "failed"
         kind = h.StepFailed if certain else h.StepUnknown
         run.emit(kind(state.step, state.error_type or "Interrupted", state.message or why, state.attempt))
-    run.cancel()
+    run.doom = Fail("SagaCancelled", decision.why or "cancelled", None, "cancelled")
+    run.rollback.begin()
 
 
 def _go_on(run: SagaRun, facts: list[Any], *, again: bool) -> None:
     journal = run.journal
     if journal.failing:
         _set_up_without_script(run)
-        run.doom_from_journal()
+        failure = journal.failure
+        if failure is not None:  # the rollback was begun in an earlier life
+            run.doom = Fail(failure.error_type, failure.message, failure.failed_step, failure.kind)
         if not run.paused:
             run.rollback.go_on(again=again)
         return
@@ -179,7 +182,7 @@ def _go_on(run: SagaRun, facts: list[Any], *, again: bool) -> None:
         return
     run.obey_loose()
     for state in [state for state in journal.steps.values() if state.status == "started"]:
-        if state.step not in run.begun_here:
+        if state.step not in run.starting:
             _interrupted(run, state)
     for step in journal.retries:
         _check_requested(run, step)
@@ -248,14 +251,15 @@ def _interrupted(run: SagaRun, state: StepState) -> None:
     policy = call.spec.retry
     if run.doom is not None or (run.script is not None and run.script.cancels(state.step)):
         why = "its worker ended in the middle, and the saga has failed since"
-    elif not call.spec.idempotent:
+    elif not call.spec.idempotent and not call.spec.transactional:
         why = "its worker ended in the middle, and it is not idempotent, so it is not run again blindly"
     elif count > policy.max_interruptions:
         why = f"its worker ended in the middle {count} times, and max_interruptions is {policy.max_interruptions}"
     else:
         run.start_again(call, state.attempt, count)
         return
-    fact = h.StepUnknown(state.step, "Interrupted", why, state.attempt)
+    kind = h.StepFailed if call.spec.transactional else h.StepUnknown  # had it committed, its end would be on disk
+    fact = kind(state.step, "Interrupted", why, state.attempt)
     run.emit(fact)
     run.tell(fact, None, WorkflowError(why))
     run.conclude()

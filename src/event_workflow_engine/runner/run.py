@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.runner.execution import Attempt
     from event_workflow_engine.runner.kit import Kit
     from event_workflow_engine.saga import Saga
-    from event_workflow_engine.storage.port import Row, Written
+    from event_workflow_engine.storage.port import Row, Unit, Written
     from event_workflow_engine.timers import Alarm
 
 __all__ = ["SagaRun"]
@@ -69,13 +69,11 @@ class SagaRun:
         "_ending",
         "_facts",
         "_finish",
-        "_flying",
         "_held",
         "_interrupted",
         "_landing",
         "_mail",
         "_rollback",
-        "_starting",
         "_waits_for_mail",
         "accepted",
         "by_name",
@@ -87,7 +85,9 @@ class SagaRun:
         "doom",
         "draining",
         "fence",
+        "flying",
         "handed_over",
+        "holds",
         "input",
         "journal",
         "key_prefix",
@@ -101,6 +101,7 @@ class SagaRun:
         "saga",
         "saga_id",
         "script",
+        "starting",
     )
 
     def __init__(self, kit: Kit, saga: Saga[Any, Any], dag: Dag, saga_id: str, fence: int) -> None:
@@ -124,8 +125,7 @@ class SagaRun:
         self.replay: Replay | None = None
         """While the journal is replayed; ``None``: live."""
         self.handed_over = False
-        self.accepted: asyncio.Future[None] | None = None
-        """Of a new saga: resolved when its first unit is on disk."""
+        self.accepted: asyncio.Future[None] | None = None  # of a new saga: resolved when its first unit is on disk
         self.cause: BaseException | None = None
         """What the failing step raised, while it is at hand."""
         self.draining = False
@@ -133,9 +133,10 @@ class SagaRun:
         self.parked_until: int | None = None
         self.parking = False
         self.closed = False
+        self.holds = 0  # transactions with one of which the next unit goes: until they have ended, no other is sent
         self._finish: Finish | None = None
         self._facts: list[Any] = []
-        self._flying: list[Any] | None = None
+        self.flying: list[Any] | None = None
         # Most sagas in memory are never undone, spoken to or paused: what that needs is made when it is needed.
         self._mail: Mail | None = None
         self._rollback: Rollback | None = None
@@ -144,7 +145,7 @@ class SagaRun:
         self._attempts: dict[str, Attempt] = {}
         self._ending: Sequence[asyncio.Future[Any]] = ()
         self._interrupted: tuple[tuple[StartStep, int, int], ...] = ()
-        self._starting: list[str] = []
+        self.starting: list[str] = []  # steps whose start has come up, and is not on disk
         self._alarm: Alarm | None = None
         self._waits_for_mail = False
         self._landing: asyncio.Future[None] | None = None
@@ -207,30 +208,12 @@ class SagaRun:
         self._calls[command.step] = command
         self._start(command, attempt, interruptions)
 
-    def doom_from_journal(self) -> None:
-        """The rollback was begun in an earlier life."""
-        failure = self.journal.failure
-        if failure is not None:
-            self.doom = Fail(failure.error_type, failure.message, failure.failed_step, failure.kind)
-
-    def cancel(self) -> None:
-        """Undo it, as somebody decided; nothing of it runs, and every step has settled."""
-        requested = self.journal.cancel_requested
-        reason = requested.reason if requested is not None else ""
-        self.doom = Fail("SagaCancelled", reason or "cancelled", None, "cancelled")
-        self.rollback.begin()
-
     def forget(self) -> None:
         """Drop what has come up and is not on its way to disk."""
         self._facts.clear()
-        self._starting.clear()
+        self.starting.clear()
         if self._rollback is not None:
             self._rollback.starting.clear()
-
-    @property
-    def begun_here(self) -> list[str]:
-        """Steps whose start has come up since the saga came into memory."""
-        return self._starting
 
     # -- facts in, decisions out -------------------------------------------------------------------------------------
 
@@ -307,7 +290,7 @@ class SagaRun:
             name = self.saga.compensation_name(compensation.fn)
             undo = h.Undo(name, retry, command.spec.compensate_failed)
         self.emit(h.StepStarted(command.step, attempt, interruptions, undo))
-        self._starting.append(command.step)
+        self.starting.append(command.step)
 
     def _give_up_all(self) -> None:
         if self.journal.open_steps:
@@ -368,11 +351,21 @@ class SagaRun:
             fact = record_unsuccess(self, command, error, timed_out=attempt.timed_out, final=final)
         self.emit(fact)
         if self.journal.steps[step].settled:
-            del self._calls[step]
-            self.tell(fact, value, error)
-            if not self.paused:
-                self.conclude()
+            self._settled(step, fact, value, error)
         self.flush()
+
+    def attempt_settled(self, step: str, fact: Any, value: Any) -> None:
+        """An action has succeeded, and the record of that is on disk with what it wrote."""
+        del self._attempts[step]
+        self.by_name[step] = value
+        self._settled(step, fact, value, None)
+        self.flush()
+
+    def _settled(self, step: str, fact: Any, value: Any, error: BaseException | None) -> None:
+        del self._calls[step]
+        self.tell(fact, value, error)
+        if not self.paused:
+            self.conclude()
 
     def attempt_stuck(self, attempt: Attempt) -> None:
         """Code that was asked to end has not ended within the settle timeout (rule 5)."""
@@ -397,34 +390,40 @@ class SagaRun:
 
     def flush(self) -> None:
         """Send what has come up as one unit, unless one is in flight already."""
-        if self._flying is not None or self._waits_for_mail or self.closed:
-            return
+        unit = None if self.holds else self.next_unit()
+        if unit is not None:
+            self.kit.storage.post(unit, self.told)
+
+    def next_unit(self) -> Unit | None:
+        """What has come up, in flight from here on; ``None`` while a unit is, or where there is nothing to say."""
+        if self.flying is not None or self._waits_for_mail or self.closed:
+            return None
         journal = self.journal
         wake: int | None = None
         park = False
         rollback = self._rollback
         undoing = rollback is not None and (rollback.busy or rollback.starting)
-        if not (self._attempts or self._starting or undoing or journal.ended):
+        if not (self._attempts or self.starting or undoing or journal.ended):
             wake = next_wake(self)
             park = wake is None or wake - self.kit.now() > _RESIDENT or self.pen.undecided > 0
         if not self._facts and not park:
             if rollback is not None and rollback.starting:
                 self._act()  # their starts are on disk from a life before
                 if self._facts:
-                    self.flush()
-                    return
+                    return self.next_unit()
             self._set_alarm(wake)
-            return
+            return None
         facts, self._facts = self._facts, []
         self.parking = park
         self.parked_until = wake
-        self._flying = facts
+        self.flying = facts
         if park and self._alarm is not None:
             self._alarm.cancel()
-        self.pen.send(facts, self.journal, wake, self._told, park=park)
+        return self.pen.unit(facts, self.journal, wake, park=park)
 
-    def _told(self, verdict: Written | Exception) -> None:
-        facts, self._flying = self._flying or [], None
+    def told(self, verdict: Written | Exception) -> None:
+        """What became of the unit in flight."""
+        facts, self.flying = self.flying or [], None
         lost = verdict if isinstance(verdict, Exception) else None
         if lost is None:
             self.pen.written(facts)
@@ -478,7 +477,7 @@ class SagaRun:
         if (doubt := self.kit.doubt()) is not None:
             self.lose(doubt)
             return
-        starting, self._starting = self._starting, []
+        starting, self.starting = self.starting, []
         for step in starting:
             state = self.journal.steps[step]
             if state.settled or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
@@ -515,7 +514,7 @@ class SagaRun:
             return
         fire_due(self)
         self.flush()
-        if self._flying is None and not self.closed:
+        if self.flying is None and not self.closed:
             self._set_alarm(None)
 
     def retry(self, step: str) -> None:
@@ -573,11 +572,12 @@ class SagaRun:
         """The code that runs now, and the unit that is in flight."""
         undoing = self._rollback.running if self._rollback is not None else ()
         running = [attempt.future for attempt in (*self._attempts.values(), *undoing)]
-        if self._flying is not None:
-            running.append(self._landed())
+        if self.flying is not None:
+            running.append(self.landed())
         return [future for future in running if future is not None and not future.done()]
 
-    def _landed(self) -> asyncio.Future[None]:
+    def landed(self) -> asyncio.Future[None]:
+        """Done when what became of the unit in flight has been told."""
         if self._landing is None:
             self._landing = self.kit.loop.create_future()
         return self._landing
@@ -594,7 +594,7 @@ class SagaRun:
 
     async def hand_over(self) -> None:
         """Give an evicted saga to whoever claims it next: what was cut off is no interruption."""
-        if self._flying is not None:
-            await asyncio.wait((self._landed(),))
+        if self.flying is not None:
+            await asyncio.wait((self.landed(),))
         if not self.journal.ended and not self.parking and not self.pen.is_new:
             await self.pen.hand_over()

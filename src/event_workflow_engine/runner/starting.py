@@ -116,8 +116,8 @@ def new_saga(codec: Codec, saga: Saga[Any, Any], value: Any, saga_id: str, at: i
     return NewSaga(saga, saga_id, typed, started, digest(value, what), at, place)
 
 
-async def same_or_conflict(storage: Storage, new: NewSaga, refused: Exception) -> bool:
-    """Whether the saga was accepted before, where its unit was `refused`: the same id is the same saga.
+async def same_or_conflict(storage: Storage, new: NewSaga, refused: Exception | None) -> bool:
+    """Whether the saga was accepted before, where its unit was or will be `refused`: the same id is the same saga.
 
     Raises:
         SagaConflictError: The id belongs to another saga, or to this one with another input.

@@ -1,19 +1,18 @@
-"""Exclusive work, written once for every backend: user's SQL and a unit in one transaction, both or neither."""
+"""User's SQL and a unit in one transaction, both or neither: written once for every backend."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from event_workflow_engine.storage.user_sql import bounded_hold
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from event_workflow_engine.storage.group_commit import Verdict
     from event_workflow_engine.storage.port import SqlSession, Unit
 
-__all__ = ["ExclusiveTransaction", "run_exclusively", "to_the_end"]
+__all__ = ["ExclusiveTransaction", "run_with_unit", "to_the_end"]
 
 T = TypeVar("T")
 
@@ -38,26 +37,27 @@ class ExclusiveTransaction(Protocol):
         ...
 
 
-async def run_exclusively(
-    transaction: ExclusiveTransaction, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]
-) -> Verdict:
-    """Run `work` and commit `unit` with it; what became of the unit.
+async def run_with_unit(
+    transaction: ExclusiveTransaction,
+    work: Callable[[SqlSession], Awaitable[Unit]],
+    bound: AbstractAsyncContextManager[None],
+) -> tuple[Unit, Verdict]:
+    """Run `work` within `bound`, and commit the unit that it returns with it; that, and what became of it.
 
     Raises:
-        StorageError: The work took too long.
-        Exception: What `work` raised; nothing stays.
+        Exception: What `work` or `bound` raised; nothing stays.
     """
     begun = asyncio.ensure_future(transaction.begin())
     try:
         session = await to_the_end(begun)
-        async with bounded_hold():
-            await work(session)
+        async with bound:
+            unit = await work(session)
     except BaseException:
         if not begun.cancelled() and begun.exception() is None:
             await to_the_end(asyncio.ensure_future(_undo(transaction)))
         raise
     await transaction.end()
-    return await to_the_end(asyncio.ensure_future(transaction.commit(unit)))
+    return unit, await to_the_end(asyncio.ensure_future(transaction.commit(unit)))
 
 
 async def _undo(transaction: ExclusiveTransaction) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.errors import EngineStateError, StorageError
 from event_workflow_engine.storage.port import CommitHook, Told, Written
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class GroupCommitter:
         self._busy = False  # a batch is scheduled or in flight, or someone has the store alone
         self._beginning = False  # the backend is being given a batch
         self._turns = 0  # entries in the queue that want the store alone
-        self._hold: object | None = None  # marks the context of the one that has it
+        self._marks: set[object] = set()  # each marks the context of a transaction
         self._alone_id: str | None = None
         self._closed = False
         self._watchers: list[asyncio.Future[None]] = []
@@ -133,7 +134,7 @@ class GroupCommitter:
     def submit(self, unit: Unit) -> asyncio.Future[Written]:
         """Queue `unit`; the future gets its verdict. Never waits and never raises."""
         future: asyncio.Future[Written] = self._loop.create_future()
-        refusal = self._refusal() if self._closed or self._hold is not None else None
+        refusal = self._refusal() if self._closed or self._marks else None
         if refusal is not None:
             future.set_exception(refusal)
         else:
@@ -145,7 +146,7 @@ class GroupCommitter:
 
         It costs less than a future, whose callback would need a turn of the loop.
         """
-        refusal = self._refusal() if self._closed or self._hold is not None else None
+        refusal = self._refusal() if self._closed or self._marks else None
         if refusal is not None:
             self._loop.call_soon(told, refusal)
         else:
@@ -167,43 +168,74 @@ class GroupCommitter:
         self._line.append((unit, future))
         return await future
 
-    async def alone(self, work: Callable[[], Awaitable[T]], *, unit_id: str | None = None) -> T:
+    def check(self) -> None:
+        """See that a unit would be taken.
+
+        Raises:
+            EngineStateError: It would not: the store was closed, or a transaction of it is around this call.
+        """
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+
+    async def alone(
+        self, work: Callable[[], Awaitable[T]], *, unit_id: str | None = None, patience: float | None = None
+    ) -> T:
         """Run `work` in its turn, while no batch is in flight and none starts.
 
         Args:
             work: What to run. Units submitted from inside it, or from its tasks, are refused with an
                 `EngineStateError`: they would wait for it while it waits for them.
             unit_id: The unit that `work` commits, so that `settled` waits for it.
+            patience: How many seconds to wait for the turn; ``None``: without end.
+
+        Raises:
+            EngineStateError: The store was closed, or a transaction of it is around this call.
+            StorageError: The turn did not come in time.
         """
-        refusal = self._refusal()
-        if refusal is not None:
-            raise refusal
+        self.check()
         turn: asyncio.Future[None] = self._loop.create_future()
         self._turns += 1
         self._enqueue((None, turn))
         try:
-            await turn
-        except asyncio.CancelledError:
+            async with asyncio.timeout(patience):
+                await turn
+        except (asyncio.CancelledError, TimeoutError) as error:
             if turn.done() and not turn.cancelled():  # it was given to us and we will not take it
                 self._release()
+            if isinstance(error, TimeoutError):
+                raise StorageError(
+                    f"a transaction waited {patience:g} s for its turn to commit and was rolled back: the writer "
+                    "before it was slow, or waited for rows that the transaction had changed"
+                ) from error
             raise
         self._alone_id = unit_id
-        self._hold = hold = object()
-        token = _inside.set(hold)
         try:
-            return await work()
+            with self.inside():
+                return await work()
+        finally:
+            self._alone_id = None
+            self._release()
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """In this context, and in tasks that it starts, units are refused with an `EngineStateError`."""
+        mark = object()
+        self._marks.add(mark)
+        token = _inside.set(mark)
+        try:
+            yield
         finally:
             _inside.reset(token)
-            self._hold = self._alone_id = None
-            self._release()
+            self._marks.discard(mark)
 
     def _refusal(self) -> EngineStateError | None:
         if self._closed:
             return EngineStateError("the store was closed: enter it again before writing to it")
-        if self._hold is not None and _inside.get() is self._hold:
+        if self._marks and _inside.get() in self._marks:
             return EngineStateError(
-                "a write was made inside of exclusive work, which would wait for itself: "
-                "put it into the unit that commits with the work, or make it afterwards"
+                "a write was made inside of a transaction of the store, which it would not be part of, or wait for "
+                "itself: put it into the unit that commits with the work, or make it afterwards"
             )
         return None
 

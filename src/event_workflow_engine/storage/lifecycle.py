@@ -6,17 +6,18 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
-from event_workflow_engine.errors import EngineStateError
-from event_workflow_engine.storage.exclusive import run_exclusively, to_the_end
+from event_workflow_engine.errors import DefinitionError, EngineStateError
+from event_workflow_engine.storage.exclusive import run_with_unit, to_the_end
 from event_workflow_engine.storage.group_commit import GroupCommitter, Listeners, Repeated
 from event_workflow_engine.storage.port import RINGING_CLAIMS, Written
+from event_workflow_engine.storage.user_sql import bounded_hold
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from event_workflow_engine.storage.exclusive import ExclusiveTransaction
-    from event_workflow_engine.storage.group_commit import Execute
-    from event_workflow_engine.storage.port import CommitHook, InlineFolder, Rows, SqlSession, Told, Unit
+    from event_workflow_engine.storage.group_commit import Execute, Verdict
+    from event_workflow_engine.storage.port import CommitHook, InlineFolder, Row, Rows, SqlSession, Told, Unit
 
 __all__ = ["GroupedStorage"]
 
@@ -123,16 +124,36 @@ class GroupedStorage(ABC):
     async def exclusive(self, unit: Unit, work: Callable[[SqlSession], Awaitable[None]]) -> Written:
         """Run `work` in a write transaction of its own and commit `unit` with it: both or neither."""
 
-        async def run() -> Written:
-            verdict = await run_exclusively(self._transaction(), unit, work)
-            if isinstance(verdict, Written):
-                self._listeners.announce([(unit, verdict)])
-                return verdict
-            if isinstance(verdict, Repeated):
-                return verdict.written
-            raise verdict
+        async def worked(session: SqlSession) -> Unit:
+            await work(session)
+            return unit
 
-        return await self._committer.alone(run, unit_id=unit.id)
+        return await self._committer.alone(lambda: self._run_alone(worked), unit_id=unit.id)
+
+    async def transact(self, work: Callable[[SqlSession], Awaitable[Unit]]) -> Written:
+        """Run `work` in a transaction and commit the unit that it returns with it: both or neither."""
+        return await self._committer.alone(lambda: self._run_alone(work))
+
+    async def stage(self, connection: Any, row: Row) -> None:  # noqa: ARG002 - for those that can
+        """See `Storage.stage`: where a store's file or memory is its own, there is no other connection to share."""
+        raise DefinitionError(
+            f"{self.url}: this store cannot join a transaction of another connection; write to the user's tables in a "
+            "transactional step, or use PostgreSQL"
+        )
+
+    async def _run_alone(self, work: Callable[[SqlSession], Awaitable[Unit]]) -> Written:
+        unit, verdict = await run_with_unit(self._transaction(), work, bounded_hold())
+        if isinstance(verdict, Written):
+            self._listeners.announce([(unit, verdict)])
+        return self._answer(verdict)
+
+    @staticmethod
+    def _answer(verdict: Verdict) -> Written:
+        if isinstance(verdict, Written):
+            return verdict
+        if isinstance(verdict, Repeated):
+            return verdict.written
+        raise verdict
 
     @abstractmethod
     def _transaction(self) -> ExclusiveTransaction:

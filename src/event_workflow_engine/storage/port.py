@@ -178,7 +178,13 @@ class InlineFolder(Protocol):
 
 
 class SqlSession(Protocol):
-    """A session inside an open write transaction, for SQL projections. Parameters are ``:name``."""
+    """A session inside an open write transaction: of SQL projections, of transactional steps. Parameters are ``:name``.
+
+    Attributes:
+        connection: The driver's own, where it may be used beside; ``None`` elsewhere.
+    """
+
+    connection: Any
 
     async def execute(self, sql: str, params: Mapping[str, Any], /) -> int:
         """Run a statement; the number of rows it changed."""
@@ -186,6 +192,15 @@ class SqlSession(Protocol):
 
     async def fetch(self, sql: str, params: Mapping[str, Any], /) -> Rows:
         """Run a query; all its rows."""
+        ...
+
+    async def check(self) -> None:
+        """Have the database check what it would check at the commit.
+
+        Raises:
+            StorageError: A constraint of the user's tables fails.
+            DefinitionError: The transaction was ended over the driver's connection.
+        """
         ...
 
 
@@ -233,6 +248,24 @@ class Storage(Protocol):
         All other writers wait meanwhile, so `work` must be short: past ten seconds it fails with a `StorageError`.
         Writes to this store from inside `work` are an `EngineStateError`. SQL may change the tables of SQL projections
         only; its mistakes are a `DefinitionError`. A unit that is stored already has its `work` undone.
+        """
+        ...
+
+    async def transact(self, work: Callable[[SqlSession], Awaitable[Unit]]) -> Written:
+        """Run `work` in a transaction and commit the unit that it returns with what it did: both or neither.
+
+        Where the store's database can do both, other writers go on meanwhile, and only the unit waits for its turn;
+        elsewhere they wait, and `work` is bounded as in `exclusive`. Writes to this store from inside `work` are an
+        `EngineStateError`. SQL may change all tables but the engine's.
+        """
+        ...
+
+    async def stage(self, connection: Any, row: Row) -> None:
+        """Insert a row of `staged` in the transaction that is open on a user's connection to this store's database.
+
+        Raises:
+            DefinitionError: It is no connection on which a transaction is open, or the store cannot share one.
+            StorageError: The connection cannot do it, for a typed reason. Its transaction has failed.
         """
         ...
 
@@ -347,6 +380,7 @@ READS: Final = (
     "queue_returned",  # :queue :sagas :limit -> the same of state 3, by enqueued_at
     "queue_running",  # :queue -> rows partition, running, standing: rows from state 2 on, by partition, and how many of
     #                    them stand at NEEDS_INTERVENTION
+    "staged_page",  # :after (id, '' first) :limit -> rows of staged that were not refused, by id
     "dead_letters_page",  # :subscription (or NULL) :limit -> rows of dead_letters by parked_at
 )
 """The named reads that every backend has, with their parameters and rows."""

@@ -26,6 +26,7 @@ __all__ = [
     "SCHEDULES",
     "SLOTS",
     "SNAPSHOTS",
+    "STAGED",
     "TABLES",
     "WORKERS",
     "Table",
@@ -217,6 +218,18 @@ state 1; (queue, partition) from state 2 on.
 QUEUE_KEYS: Final = Table("queue_keys", ("queue", "key"), {"queue": "text", "key": "text", "saga": "text"})
 """Keys of sagas that must not be in a queue twice, until they have ended."""
 
+STAGED: Final = Table(
+    "staged",
+    ("id",),
+    {
+        "id": "text",  # in the order of staging, as far as one process stages
+        "body": "text",  # JSON: the unit that is to be written
+        "staged_at": "integer",
+        "refused": "text",  # why it cannot be written: it stays for people to see
+    },
+)
+"""What users' own transactions have left for the store, until a process of the store has moved it there."""
+
 TABLES: Final[dict[str, Table]] = {
     table.name: table
     for table in (
@@ -236,5 +249,6 @@ TABLES: Final[dict[str, Table]] = {
         QUEUES,
         QUEUED,
         QUEUE_KEYS,
+        STAGED,
     )
 }

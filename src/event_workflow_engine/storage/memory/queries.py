@@ -309,6 +309,12 @@ def dead_letters_page(store: MemoryState, *, subscription: str | None, limit: in
     return _first(sorted(rows, key=lambda row: (row["parked_at"] or 0, row["id"])), limit)
 
 
+def staged_page(store: MemoryState, *, after: str, limit: int) -> Rows:
+    """What users' transactions have left for the store."""
+    rows = [row for row in store.rows("staged") if row["refused"] is None and row["id"] > after]
+    return _first(sorted(rows, key=lambda row: row["id"]), limit)
+
+
 # -- queues --------------------------------------------------------------------------------------------------------
 
 
@@ -431,6 +437,7 @@ READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
         queue_heads,
         queue_returned,
         queue_running,
+        staged_page,
         dead_letters_page,
     )
 }

@@ -187,6 +187,8 @@ class _MemoryTransaction:
 class _MemorySession:
     """User's SQL in the transaction of exclusive work; run on the loop's thread, since it waits for nothing."""
 
+    connection: None = None
+
     def __init__(self, guard: SqlGuard) -> None:
         self._guard = guard
         self.closed = False
@@ -198,6 +200,9 @@ class _MemorySession:
     async def fetch(self, sql: str, params: Mapping[str, Any], /) -> Rows:
         """Run a query; all its rows."""
         return rows_of(self._run(sql, params))
+
+    async def check(self) -> None:
+        """See `SqlSession.check`: SQLite has checked what there is, statement by statement."""
 
     def _run(self, sql: str, params: Mapping[str, Any]) -> sqlite3.Cursor:
         if self.closed:

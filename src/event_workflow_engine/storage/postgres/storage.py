@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from event_workflow_engine.errors import DefinitionError, EngineStateError, SchemaVersionError
+from event_workflow_engine.errors import DefinitionError, EngineStateError, SchemaVersionError, WorkflowError
 from event_workflow_engine.ids import uuid7
+from event_workflow_engine.storage.exclusive import run_with_unit
 from event_workflow_engine.storage.lifecycle import GroupedStorage
 from event_workflow_engine.storage.port import READS, Record, Written
 from event_workflow_engine.storage.postgres.address import Address
-from event_workflow_engine.storage.postgres.connections import Connections, outcome_of
+from event_workflow_engine.storage.postgres.connections import Connections, fetch_named, outcome_of
+from event_workflow_engine.storage.postgres.enlisting import driver_connection
+from event_workflow_engine.storage.postgres.errors import storage_error
 from event_workflow_engine.storage.postgres.migrate import check_schema, upgrade
 from event_workflow_engine.storage.postgres.notices import Notices
 from event_workflow_engine.storage.postgres.queries import MIGRATIONS
 from event_workflow_engine.storage.postgres.statements import rows_by_keys
+from event_workflow_engine.storage.postgres.transactions import ExclusiveTransaction, SharedTransaction, Spares
 from event_workflow_engine.storage.postgres.user_sql import UserSql
 from event_workflow_engine.storage.postgres.writer import Writer
 from event_workflow_engine.storage.row_images import shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from event_workflow_engine.storage.group_commit import Verdict
-    from event_workflow_engine.storage.port import InlineFolder, Rows, SqlSession, Unit
+    from event_workflow_engine.storage.port import InlineFolder, Row, Rows, SqlSession, Unit
 
 __all__ = ["PostgresStorage"]
 
@@ -53,13 +58,14 @@ class PostgresStorage(GroupedStorage):
         self._connections = Connections(self.address)
         self._writer: Writer | None = None
         self._notices: Notices | None = None
+        self._spares: Spares | None = None
 
     async def _open(self) -> None:
         await self._connections.patiently(self._check_or_upgrade)
         await self._connections.open()
         self._notices = Notices(self.address, self._sender, self._listeners.ring)
-        self._writer = Writer(self._connections, self._sender, self._notices.own_commit)
-        self._writer.folder = self._folder
+        self._writer = self._new_writer()
+        self._spares = Spares(self._new_writer, self.address.pool)
         try:
             await self._writer.open()
         except BaseException:
@@ -86,9 +92,18 @@ class PostgresStorage(GroupedStorage):
                 "auto_upgrade=True"
             )
 
+    def _new_writer(self) -> Writer:
+        assert self._notices is not None, "made before"
+        writer = Writer(self._connections, self._sender, self._notices.own_commit)
+        writer.folder = self._folder
+        return writer
+
     async def _close(self) -> None:
         notices, self._notices = self._notices, None
         writer, self._writer = self._writer, None
+        spares, self._spares = self._spares, None
+        if spares is not None:
+            await spares.close()
         if notices is not None:
             await notices.stop()
         if writer is not None:
@@ -119,8 +134,36 @@ class PostgresStorage(GroupedStorage):
     async def _claim(self, name: str, params: Mapping[str, Any]) -> Rows:
         return await self._opened.claim(name, params)
 
-    def _transaction(self) -> _PostgresTransaction:
-        return _PostgresTransaction(self._opened)
+    def _transaction(self) -> ExclusiveTransaction:
+        return ExclusiveTransaction(self._opened)
+
+    async def transact(self, work: Callable[[SqlSession], Awaitable[Unit]]) -> Written:
+        """Run `work` in a transaction and commit the unit that it returns with it: both or neither."""
+        committer, spares = self._committer, self._spares
+        committer.check()
+        assert spares is not None, "the store is open"
+
+        async def worked(session: SqlSession) -> Unit:
+            with committer.inside():
+                return await work(session)
+
+        async with spares.taken() as writer:
+            writer.folder = self._folder
+            transaction = SharedTransaction(writer, committer, self._listeners.announce)
+            _, verdict = await run_with_unit(transaction, worked, nullcontext())
+        return self._answer(verdict)
+
+    async def stage(self, connection: Any, row: Row) -> None:
+        """Insert a row of `staged` in the transaction that is open on a user's connection."""
+        self._require_open()
+        schema, channel = self.address.schema, self.address.channel
+        try:
+            driver = await driver_connection(connection)
+            await fetch_named(driver, schema, "stage", {"id": row.key[0], **row.values, "channel": channel})
+        except WorkflowError:
+            raise
+        except Exception as error:
+            raise storage_error(error, self.address.shown) from error
 
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it; from the next batch on."""
@@ -230,50 +273,6 @@ class PostgresStorage(GroupedStorage):
             **totals,
             **await self._connections.read(server),
         }
-
-
-class _PostgresTransaction:
-    """A transaction on the writing connection, and user's SQL in it: one statement at a time, none behind its end."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-        self._user_sql: UserSql | None = None
-        self._ended = False
-        self._turn = asyncio.Lock()
-
-    async def begin(self) -> SqlSession:
-        """See `ExclusiveTransaction.begin`."""
-        self._user_sql = await self._writer.begin_exclusive()
-        return self
-
-    async def end(self) -> None:
-        """See `ExclusiveTransaction.end`."""
-        self._ended = True
-        async with self._turn:
-            pass
-
-    async def abort(self) -> None:
-        """See `ExclusiveTransaction.abort`."""
-        await self._writer.abort_exclusive()
-
-    async def commit(self, unit: Unit) -> Verdict:
-        """See `ExclusiveTransaction.commit`."""
-        assert self._user_sql is not None
-        return await self._writer.commit_exclusive(unit, self._user_sql)
-
-    async def execute(self, sql: str, params: Mapping[str, Any], /) -> int:
-        """Run a statement; the number of rows it changed."""
-        return (await self._run(sql, params))[1]
-
-    async def fetch(self, sql: str, params: Mapping[str, Any], /) -> Rows:
-        """Run a query; all its rows."""
-        return (await self._run(sql, params))[0]
-
-    async def _run(self, sql: str, params: Mapping[str, Any]) -> tuple[Rows, int]:
-        async with self._turn:
-            if self._ended or self._user_sql is None:
-                raise EngineStateError("the transaction of this session has ended")
-            return await self._user_sql.run(sql, params, writes=True)
 
 
 def _records(rows: Rows) -> list[Record]:

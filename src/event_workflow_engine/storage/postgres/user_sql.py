@@ -35,17 +35,38 @@ class UserSql:
     """
 
     def __init__(self, connection: Any, address: Address) -> None:
-        self._connection = connection
+        self.connection = connection
         self._address = address
 
     async def enter(self) -> None:
         """Have unqualified names mean what they shall, and the engine's tables refuse to be changed."""
-        schema = self._address.schema
-        await self._connection.execute(f"SET LOCAL search_path = {schema}, public; SET LOCAL {schema}.user_sql = 'on'")
+        await self.connection.execute(f"SET LOCAL search_path = {self._address.schema}, public")
+        await self.guard()
+
+    async def guard(self) -> None:
+        """Have the engine's tables refuse to be changed."""
+        await self.connection.execute(f"SET LOCAL {self._address.schema}.user_sql = 'on'")
+
+    async def check(self) -> None:
+        """Have the database check what it would check at the commit, and see that there is one to come.
+
+        Raises:
+            DefinitionError: The transaction was ended over the driver's connection.
+            StorageError: A constraint of the user's tables fails.
+        """
+        sql = "SET CONSTRAINTS ALL IMMEDIATE"
+        guard = f"{self._address.schema}.user_sql"
+        try:
+            is_ours = await self.connection.fetchval("SELECT current_setting($1, true) = 'on'", guard)
+            await self.connection.execute(sql)
+        except Exception as error:
+            raise self._typed(error, sql) from error
+        if not is_ours:
+            raise DefinitionError("the transaction was ended from inside: leave COMMIT and ROLLBACK to the engine")
 
     async def leave(self) -> None:
         """Back to the engine's own statements."""
-        await self._connection.execute(f"SET LOCAL {self._address.schema}.user_sql = 'off'")
+        await self.connection.execute(f"SET LOCAL {self._address.schema}.user_sql = 'off'")
 
     async def run(self, sql: str, params: Mapping[str, Any], *, writes: bool) -> tuple[Rows, int]:
         """Run a statement: its rows, and how many it changed.
@@ -60,7 +81,7 @@ class UserSql:
         if missing:
             raise DefinitionError(f"parameter {missing[0]!r} is missing, in: {sql}")
         try:
-            statement = await self._connection.prepare(text)
+            statement = await self.connection.prepare(text)
             rows = await statement.fetch(*(params[name] for name in names))
             status = statement.get_statusmsg()
         except Exception as error:
@@ -78,7 +99,7 @@ class UserSql:
         )  # fmt: skip
         if isinstance(error, mistakes) and not isinstance(error, asyncpg.InsufficientPrivilegeError):
             return DefinitionError(f"{error}, in: {sql}")
-        if isinstance(error, asyncpg.InterfaceError) and not self._connection.is_closed():
+        if isinstance(error, asyncpg.InterfaceError) and not self.connection.is_closed():
             return DefinitionError(f"{error}, in: {sql}")
         if not is_lost_connection(error) and not isinstance(error, asyncpg.PostgresError):
             return DefinitionError(f"{type(error).__name__}: {error}, in: {sql}")

@@ -374,6 +374,31 @@ class Writer:
             raise self._typed(error) from error
         return user_sql
 
+    async def begin_shared(self) -> UserSql:
+        """Begin a transaction for user's SQL, without the lock."""
+        try:
+            self._cache.clear()  # what it remembers grows old between transactions that are few
+            await self.open()
+            await self._connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", timeout=_COMMAND_S)
+            try:
+                user_sql = UserSql(self._connection, self._address)
+                await user_sql.guard()
+            except BaseException:
+                await self._rollback()
+                raise
+        except Exception as error:
+            raise self._typed(error) from error
+        return user_sql
+
+    async def commit_shared(self, unit: Unit, user_sql: UserSql) -> Verdict:
+        """The same as `commit_exclusive`, in a transaction that has not the lock yet."""
+        try:
+            await self._rows("lock_store")
+        except Exception as error:  # noqa: BLE001 - told to the one who waits
+            await self._rollback()
+            return self._typed(error)
+        return await self.commit_exclusive(unit, user_sql)
+
     async def commit_exclusive(self, unit: Unit, user_sql: UserSql) -> Verdict:
         """Write `unit` and commit, or undo everything: where `unit` loses, and where it had landed before."""
         try:

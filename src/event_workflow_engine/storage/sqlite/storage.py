@@ -233,6 +233,8 @@ class _SqliteTransaction:
 class _SqliteSession:
     """User's SQL in the transaction of exclusive work, on the writer's thread."""
 
+    connection: None = None
+
     def __init__(self, writer: Writer, thread: JobThreads) -> None:
         self._writer = writer
         self._thread = thread
@@ -245,6 +247,9 @@ class _SqliteSession:
     async def fetch(self, sql: str, params: Mapping[str, Any], /) -> Rows:
         """Run a query; all its rows."""
         return (await self._run(sql, params))[0]
+
+    async def check(self) -> None:
+        """See `SqlSession.check`: SQLite has checked what there is, statement by statement."""
 
     async def _run(self, sql: str, params: Mapping[str, Any]) -> tuple[Rows, int]:
         if self.closed:

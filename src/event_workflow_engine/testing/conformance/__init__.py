@@ -21,6 +21,7 @@ from event_workflow_engine.testing.conformance.queueing import QueueCases
 from event_workflow_engine.testing.conformance.reading import ReadCases
 from event_workflow_engine.testing.conformance.repeating import RepeatCases
 from event_workflow_engine.testing.conformance.rows import RowCases
+from event_workflow_engine.testing.conformance.transacting import TransactCases
 
 __all__ = ["StorageConformance"]
 
@@ -35,6 +36,7 @@ class StorageConformance(
     QueueCases,
     ClaimCases,
     ExclusiveCases,
+    TransactCases,
     FoldCases,
     LifecycleCases,
 ):

@@ -46,6 +46,17 @@ class QueryCases(Cases):
         with pytest.raises(DefinitionError):
             await storage.perform("sagas_count")
 
+    async def test_what_is_staged(self, storage: Storage) -> None:
+        """By id, page by page, without what was refused."""
+        rows = [Row("staged", "insert", (name,), {"body": "{}", "staged_at": 1}) for name in ("c", "a", "b", "d")]
+        await storage.write(row_unit(*rows))
+        await storage.write(row_unit(Row("staged", "update", ("b",), {"refused": "why"}, {"refused": None})))
+        (first, *others) = await storage.query("staged_page", after="", limit=9)
+        assert first == {"id": "a", "body": "{}", "staged_at": 1, "refused": None}
+        assert _ids(others) == ["c", "d"]
+        assert _ids(await storage.query("staged_page", after="a", limit=1)) == ["c"]
+        assert (await storage.get("staged", ("b",)) or {})["refused"] == "why"
+
     async def test_sagas(self, storage: Storage) -> None:
         """Pages by id, with filters; by ids; counts by state."""
         kinds = [("RUNNING", "trip"), ("COMPLETED", "trip"), ("RUNNING", "order")]

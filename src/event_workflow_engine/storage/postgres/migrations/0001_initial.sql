@@ -188,6 +188,14 @@ CREATE TABLE ewe.queue_keys (
     PRIMARY KEY (queue, key)
 );
 
+CREATE TABLE ewe.staged (
+    id        text COLLATE "C" NOT NULL PRIMARY KEY,
+    body      text COLLATE "C",
+    staged_at bigint,
+    refused   text COLLATE "C"
+) WITH (fillfactor = 80);
+CREATE INDEX staged_open ON ewe.staged (id) WHERE refused IS NULL;
+
 CREATE TABLE ewe.commands (
     id           text COLLATE "C" NOT NULL PRIMARY KEY,
     command_hash text COLLATE "C",
@@ -214,10 +222,17 @@ BEGIN
     PERFORM pg_notify(channel, sender);
 END $$;
 
--- SQL of projections runs with ewe.user_sql on, and may change its own tables only.
+-- Leaves a unit for the store in a transaction of the user's: no lock, no position. What commits is moved into the log.
+CREATE FUNCTION ewe.stage(id text, body text, staged_at bigint, channel text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO ewe.staged VALUES (id, body, staged_at, NULL);
+    PERFORM ewe.announce(channel, '');
+END $$;
+
+-- SQL of users runs with ewe.user_sql on, and may change their own tables only.
 CREATE FUNCTION ewe.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'table % is the engine''s: SQL of projections may change its own tables only', TG_TABLE_NAME
+    RAISE EXCEPTION 'table % is the engine''s: SQL of users may change their own tables only', TG_TABLE_NAME
         USING ERRCODE = 'wrong_object_type';
 END $$;
 DO $make$
@@ -252,7 +267,7 @@ DECLARE
 BEGIN
     FOREACH name IN ARRAY ARRAY['sagas', 'saga_ids', 'workers', 'checkpoints', 'projections', 'documents', 'parked_keys',
                                 'parked_events', 'snapshots', 'schedules', 'slots', 'dead_letters', 'commands',
-                                'queues', 'queued', 'queue_keys'] LOOP
+                                'queues', 'queued', 'queue_keys', 'staged'] LOOP
         keys := '{}'; columns := '{}'; sets := '{}'; values_ := '{}'; matches := '{}';
         FOR column_ IN
             SELECT a.attname, format_type(a.atttypid, NULL) AS type, a.attnotnull AS of_key

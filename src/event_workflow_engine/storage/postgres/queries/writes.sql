@@ -9,6 +9,14 @@ SELECT last_position, row_version, stale FROM ewe.commit_batch(
 -- name: announce
 SELECT ewe.announce(:channel, :sender);
 
+-- name: stage
+SELECT ewe.stage(:id, :body, :staged_at, :channel);
+
+-- name: lock_store
+SET LOCAL idle_in_transaction_session_timeout = '15s';
+
+SELECT ewe.lock_store();
+
 -- name: begin_locked
 -- Two statements in one message. A client that hangs inside is cut off by the server, for all others wait for it.
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;

@@ -202,6 +202,14 @@ CREATE TABLE queue_keys (
     PRIMARY KEY (queue, key)
 ) WITHOUT ROWID;
 
+CREATE TABLE staged (
+    id        TEXT NOT NULL PRIMARY KEY,
+    body      TEXT,
+    staged_at INTEGER,
+    refused   TEXT
+);
+CREATE INDEX staged_open ON staged (id) WHERE refused IS NULL;
+
 CREATE TABLE commands (
     id           TEXT NOT NULL PRIMARY KEY,
     command_hash TEXT,

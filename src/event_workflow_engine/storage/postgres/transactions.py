@@ -1,0 +1,150 @@
+"""Transactions with user's SQL: over the writing connection, or beside it, where they take their time."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.storage.port import Written
+from event_workflow_engine.storage.user_sql import HOLD_LIMIT_S
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from event_workflow_engine.storage.group_commit import GroupCommitter, Verdict
+    from event_workflow_engine.storage.port import Rows, SqlSession, Unit
+    from event_workflow_engine.storage.postgres.user_sql import UserSql
+    from event_workflow_engine.storage.postgres.writer import Writer
+
+__all__ = ["ExclusiveTransaction", "SharedTransaction", "Spares"]
+
+
+class ExclusiveTransaction:
+    """A transaction that has the store's lock, and user's SQL in it: one statement at a time, none behind its end."""
+
+    connection: Any = None
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._user_sql: UserSql | None = None
+        self._ended = False
+        self._turn = asyncio.Lock()
+
+    async def begin(self) -> SqlSession:
+        """See `storage.exclusive.ExclusiveTransaction.begin`."""
+        self._user_sql = await self._writer.begin_exclusive()
+        return self
+
+    async def end(self) -> None:
+        """See `storage.exclusive.ExclusiveTransaction.end`."""
+        self._ended = True
+        async with self._turn:
+            pass
+
+    async def abort(self) -> None:
+        """See `storage.exclusive.ExclusiveTransaction.abort`."""
+        await self._writer.abort_exclusive()
+
+    async def commit(self, unit: Unit) -> Verdict:
+        """See `storage.exclusive.ExclusiveTransaction.commit`."""
+        assert self._user_sql is not None, "it was begun"
+        return await self._writer.commit_exclusive(unit, self._user_sql)
+
+    async def execute(self, sql: str, params: Mapping[str, Any], /) -> int:
+        """Run a statement; the number of rows it changed."""
+        return (await self._run(sql, params))[1]
+
+    async def fetch(self, sql: str, params: Mapping[str, Any], /) -> Rows:
+        """Run a query; all its rows."""
+        return (await self._run(sql, params))[0]
+
+    async def check(self) -> None:
+        """See `SqlSession.check`."""
+        async with self._turn:
+            await self._open_sql.check()
+
+    async def _run(self, sql: str, params: Mapping[str, Any]) -> tuple[Rows, int]:
+        async with self._turn:
+            return await self._open_sql.run(sql, params, writes=True)
+
+    @property
+    def _open_sql(self) -> UserSql:
+        if self._ended or self._user_sql is None:
+            raise EngineStateError("the transaction of this session has ended")
+        return self._user_sql
+
+
+class SharedTransaction(ExclusiveTransaction):
+    """A transaction that takes the store's lock at its end alone.
+
+    Args:
+        writer: A spare one.
+        committer: In whose turn it commits, so that what this process hears of its commits is in their order.
+        announce: Tells of what was committed.
+    """
+
+    def __init__(
+        self, writer: Writer, committer: GroupCommitter, announce: Callable[[Sequence[tuple[Unit, Written]]], None]
+    ) -> None:
+        super().__init__(writer)
+        self._committer = committer
+        self._announce = announce
+
+    async def begin(self) -> SqlSession:
+        """See `storage.exclusive.ExclusiveTransaction.begin`."""
+        self._user_sql = await self._writer.begin_shared()
+        self.connection = self._user_sql.connection
+        return self
+
+    async def commit(self, unit: Unit) -> Verdict:
+        """See `storage.exclusive.ExclusiveTransaction.commit`."""
+
+        async def committed() -> Verdict:
+            assert self._user_sql is not None, "it was begun"
+            verdict = await self._writer.commit_shared(unit, self._user_sql)
+            if isinstance(verdict, Written):
+                self._announce([(unit, verdict)])
+            return verdict
+
+        try:
+            # A batch that waits for rows which this transaction has changed would wait for ever: it goes first.
+            return await self._committer.alone(committed, unit_id=unit.id, patience=HOLD_LIMIT_S)
+        except Exception as error:  # noqa: BLE001 - told to the one who waits
+            await self._writer.abort_exclusive()
+            return error
+
+
+class Spares:
+    """Writers beside the one of the batches, each with a connection of its own; at most `limit` at a time.
+
+    Args:
+        make: Makes one.
+        limit: How many.
+    """
+
+    def __init__(self, make: Callable[[], Writer], limit: int) -> None:
+        self._make = make
+        self._room = asyncio.Semaphore(limit)
+        self._idle: list[Writer] = []
+        self._closed = False
+
+    @asynccontextmanager
+    async def taken(self) -> AsyncIterator[Writer]:
+        """One that nobody else has, waiting for it."""
+        async with self._room:
+            writer = self._idle.pop() if self._idle else self._make()
+            try:
+                yield writer
+            finally:
+                self._idle.append(writer)
+                if self._closed:
+                    await self.close()
+
+    async def close(self) -> None:
+        """Close their connections, and those of the ones that are taken when they come back."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        for writer in idle:
+            await writer.close()
