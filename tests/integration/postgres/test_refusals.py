@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +22,7 @@ from event_workflow_engine.errors import (
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.port import Row, Written
 from event_workflow_engine.storage.postgres import connections, writer
+from event_workflow_engine.storage.postgres.errors import connecting_error
 from event_workflow_engine.testing.conformance.kit import events, row_unit, unit
 
 if TYPE_CHECKING:
@@ -50,6 +53,50 @@ async def test_a_database_that_is_missing(server: Server) -> None:
     error = await refused(server.at(database="nowhere"))
     assert isinstance(error, StorageUnavailableError)
     assert "create it" in str(error)
+
+
+async def test_a_database_that_takes_no_connections(server: Server) -> None:
+    database, role = await server.database(), await server.role()
+    await server.run(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+    error = await refused(server.at(user=role, database=database))
+    assert isinstance(error, StorageUnavailableError)
+    assert database in str(error)
+    assert "ALLOW_CONNECTIONS true" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("poool", "8"),
+        ("connect_timeout", "10"),
+        ("statement_timeout", "soon"),
+        ("data_directory", "/"),
+        ("sslmode", "maybe"),
+        ("target_session_attrs", "best"),
+    ],
+)
+async def test_an_option_that_nobody_knows_or_takes_so(server: Server, option: str, value: str) -> None:
+    role = await server.role()
+    with pytest.raises(DefinitionError) as caught:
+        async with asyncio.timeout(connections.PATIENCE_S / 2), open_storage(server.at(user=role, **{option: value})):
+            pass
+    assert f"/postgres?{option}={value}: " in str(caught.value)
+    assert "correct the URL" in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+async def test_a_certificate_that_does_not_fit_may_fit_later() -> None:
+    """It is a ValueError as well as an error of the network, and no word of the URL is wrong."""
+    error = connecting_error(ssl.SSLCertVerificationError("self-signed certificate"), "postgresql://h/d")
+    assert isinstance(error, StorageUnavailableError)
+    assert "sslrootcert" in str(error)
+
+
+async def test_a_port_of_the_environment_that_is_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPORT", "65536")
+    with pytest.raises(DefinitionError, match=r"postgresql://u@127\.0\.0\.1/d: .*environment"):
+        async with open_storage("postgresql://u@127.0.0.1/d"):
+            pass
 
 
 async def test_a_port_where_nobody_listens(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +200,19 @@ async def test_a_foreign_schema_of_that_name(server: Server, table: str) -> None
     assert isinstance(error, SchemaVersionError)
     assert "name another with schema=" in str(error)
     assert len(await server.run("SELECT tablename FROM pg_tables WHERE schemaname = 'ewe'", database)) == 1
+
+
+@pytest.mark.parametrize("kind", ["VIEW {} AS SELECT 1 AS version", "SEQUENCE {}", "TYPE {} AS (version int)"])
+@pytest.mark.parametrize("auto_upgrade", [False, True])
+async def test_something_foreign_that_has_the_name_of_a_table(server: Server, kind: str, auto_upgrade: bool) -> None:
+    database = await server.database()
+    await server.run("CREATE SCHEMA ewe", database)
+    await server.run(f"CREATE {kind.format('ewe.schema_migrations')}", database)
+    error = await refused(server.at(database=database), auto_upgrade=auto_upgrade)
+    assert isinstance(error, SchemaVersionError)
+    assert "schema_migrations in its schema 'ewe' is no table of this library" in str(error)
+    assert "name another schema with schema=" in str(error)
+    assert await server.run("SELECT tablename FROM pg_tables WHERE schemaname = 'ewe'", database) == []
 
 
 async def test_a_schema_that_lost_a_table(server: Server) -> None:

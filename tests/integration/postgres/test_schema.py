@@ -112,7 +112,7 @@ async def test_of_several_that_make_it_one_does(postgres_url: str, schema: str, 
         await store.write(unit(events("a")))
     assert await stores[0].head("a") == 6
     await asyncio.gather(*(store.__aexit__(None, None, None) for store in stores))
-    assert list(await applied_migrations(connection, schema)) == [m.number for m in MIGRATIONS]
+    assert list(await applied_migrations(connection, "here", schema)) == [m.number for m in MIGRATIONS]
 
 
 def second(script: str) -> list[Migration]:
@@ -130,7 +130,7 @@ async def test_a_migration_that_breaks_off_is_undone_and_made_again(
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
         await upgrade(broken, "here", schema, second(more + breaks))
     broken.terminate()
-    assert list(await applied_migrations(connection, schema)) == [m.number for m in MIGRATIONS]
+    assert list(await applied_migrations(connection, "here", schema)) == [m.number for m in MIGRATIONS]
     assert await upgrade(connection, "here", schema, second(more)) == ["0002_more.sql"]
     assert await connection.fetchval(in_schema("SELECT n FROM ewe.more", schema)) == 1
 
@@ -151,10 +151,10 @@ async def test_of_two_that_migrate_one_is_ended_from_outside_and_the_other_does_
     assert await connection.fetchval("SELECT pg_terminate_backend($1)", first.get_server_pid())
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
         await doomed
-    assert list(await applied_migrations(connection, schema)) == [m.number for m in MIGRATIONS]
+    assert list(await applied_migrations(connection, "here", schema)) == [m.number for m in MIGRATIONS]
     await connection.execute(f"SELECT pg_advisory_unlock({GATE})")
     assert await waiting == ["0002_more.sql"]
-    assert list(await applied_migrations(connection, schema)) == [m.number for m in more]
+    assert list(await applied_migrations(connection, "here", schema)) == [m.number for m in more]
     for each in (first, other):
         each.terminate()
 

@@ -10,16 +10,19 @@ import asyncpg
 import msgspec
 
 from event_workflow_engine.errors import DefinitionError
-from event_workflow_engine.storage.postgres.errors import storage_error
+from event_workflow_engine.storage.postgres.errors import connecting_error
 
 __all__ = ["Address"]
 
 _SCHEMA: Final = re.compile(r"(?!pg_|information_schema\Z)[a-z_][a-z0-9_]{0,40}\Z")
-_HOST: Final = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::\d*)?\Z")
+_HOST: Final = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::(\d*))?\Z")
+_NUMBER: Final = re.compile(r"[0-9]{1,5}\Z")
+_PORT_MAX: Final = 65535
 _LOGIN: Final = re.compile(r"(?<=://)([^:@/]*):[^/]+@")
-_PASSWORD: Final = re.compile(r"(?<=[?&])((?:ssl)?password)=[^&]*")
+_PASSWORD: Final = re.compile(r"(?<=[?&])([^=&]*(?:pass(?!file=)|pasw|pwd)[^=&]*)=[^&]*", re.IGNORECASE)
 _LISTEN: Final = re.compile(r"(?<=[?&]listen=)[^&]*")
 _CONNECT_S: Final = 10.0
+_SCHEME: Final = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9]+)?://")
 _OURS: Final = ("schema", "listen", "pool", "prepared")
 
 
@@ -56,9 +59,11 @@ class Address(msgspec.Struct, frozen=True):
         parts = _split(url)
         query = parse_qsl(parts.query, keep_blank_values=True)
         ours = {name: value for name, value in query if name in _OURS}
-        rest = urlencode([(name, value) for name, value in query if name not in _OURS])
-        dsn = urlunsplit(("postgresql", parts.netloc, parts.path, rest, ""))
+        dsn = _dsn(parts)
+        # Before anything is shown: one that is malformed may be a password to any part.
+        listen = _listen_dsn(url, ours["listen"]) if "listen" in ours else dsn
         shown = _without_passwords(url)
+        _check_ports(parts, shown)
         schema = ours.get("schema", "ewe")
         if not _SCHEMA.match(schema):
             raise DefinitionError(
@@ -66,13 +71,12 @@ class Address(msgspec.Struct, frozen=True):
                 "no digit and no pg_ first"
             )
         pool = ours.get("pool", "8")
-        if not pool.isdigit() or not 1 <= int(pool) <= 1000:  # noqa: PLR2004 - more is a slip of the pen
+        if not _NUMBER.match(pool) or not 1 <= int(pool) <= 1000:  # noqa: PLR2004 - more is a slip of the pen
             raise DefinitionError(f"{shown}: pool={pool!r} must be a number of connections from 1 to 1000")
         prepared = ours.get("prepared", "on")
         if prepared not in ("on", "off"):
             raise DefinitionError(f"{shown}: prepared={prepared!r} must be on or off")
-        listen = ours.get("listen", dsn)
-        return cls(dsn, shown, schema, None if listen == "off" else listen, int(pool), prepared == "on")
+        return cls(dsn, shown, schema, listen, int(pool), prepared == "on")
 
     @property
     def channel(self) -> str:
@@ -90,22 +94,23 @@ class Address(msgspec.Struct, frozen=True):
         """A new connection.
 
         Raises:
+            DefinitionError: The driver or the server does not take what the URL says.
             StorageError: There is none to be had; typed by why.
         """
         try:
             return await asyncpg.connect(**(self.options() | ({"dsn": dsn} if dsn else {})))
         except Exception as error:
-            raise storage_error(error, self.shown) from error
+            raise connecting_error(error, self.shown) from error
 
 
-def _split(url: str) -> SplitResult:
+def _split(url: str, where: str = "the PostgreSQL URL") -> SplitResult:
     """The parts of a URL.
 
     Raises:
         DefinitionError: It is malformed. Nothing of it is told: where its parts cannot be told apart, none is safe.
     """
     malformed = DefinitionError(
-        "the PostgreSQL URL cannot be read: it is postgresql://user:password@host:port/database?option=value, and in "
+        f"{where} cannot be read: it is postgresql://user:password@host:port/database?option=value, and in "
         "user, password and database the characters / ? # @ : % are written %2F %3F %23 %40 %3A %25"
     )
     try:
@@ -117,6 +122,46 @@ def _split(url: str) -> SplitResult:
     if not all(map(_HOST.match, hosts)) or parts.fragment or "@" in "".join((parts.path, *options)):
         raise malformed
     return parts
+
+
+def _dsn(parts: SplitResult) -> str:
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    rest = urlencode([(name, value) for name, value in query if name not in _OURS])
+    return urlunsplit(("postgresql", parts.netloc, parts.path, rest, ""))
+
+
+def _listen_dsn(url: str, listen: str) -> str | None:
+    """Where to listen, as the option of `url` says; ``None`` for nowhere.
+
+    Raises:
+        DefinitionError: It says neither ``off`` nor a URL. It is not told then: what in it is a password is not known.
+    """
+    if listen == "off":
+        return None
+    where = f"{_without_passwords(_LISTEN.sub('…', url))}: listen="
+    if not _SCHEME.match(listen):
+        raise DefinitionError(
+            f"{where} must be off, or the URL of the same server past its pooler: postgresql://user:password@host:port/"
+            "database, in which & is written %26"
+        )
+    parts = _split(listen, where)
+    _check_ports(parts, where)
+    return _dsn(parts)
+
+
+def _check_ports(parts: SplitResult, where: str) -> None:
+    """Check the ports of a URL, which the driver does not.
+
+    Raises:
+        DefinitionError: One is none.
+    """
+    options = dict(parse_qsl(parts.query))
+    places = parts.netloc.rpartition("@")[2].split(",")
+    places += [host for host in options.get("host", "").split(",") if not host.startswith("/")]
+    ports = [match[1] for match in map(_HOST.match, places) if match and match[1]]
+    for port in ports + (options["port"].split(",") if "port" in options else []):
+        if not _NUMBER.match(port) or not 1 <= int(port) <= _PORT_MAX:
+            raise DefinitionError(f"{where}: {port!r} is no port: one is a number from 1 to {_PORT_MAX}")
 
 
 def _without_passwords(url: str) -> str:

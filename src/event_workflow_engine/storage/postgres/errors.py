@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import ssl
+from typing import Final, TypeAlias
 
 import asyncpg
 
@@ -15,9 +16,34 @@ from event_workflow_engine.errors import (
     WorkflowError,
 )
 
-__all__ = ["is_lost_connection", "storage_error"]
+__all__ = ["connecting_error", "is_lost_connection", "storage_error"]
 
-_MEANINGS: Final[tuple[tuple[tuple[type[BaseException], ...], type[WorkflowError], str], ...]] = (
+_Meaning: TypeAlias = tuple[tuple[type[BaseException], ...], type[WorkflowError], str]
+
+_AT_CONNECTING: Final[tuple[_Meaning, ...]] = (
+    (
+        (ssl.SSLError,),  # one of a certificate is a ValueError, too
+        StorageUnavailableError,
+        "the connection cannot be encrypted as asked: check sslmode and sslrootcert of the URL, and the certificate",
+    ),
+    (
+        (asyncpg.UndefinedObjectError, asyncpg.InvalidParameterValueError, asyncpg.CantChangeRuntimeParamError),
+        DefinitionError,
+        "correct the URL: an option that is not schema, listen, pool or prepared is a setting of PostgreSQL",
+    ),
+    (
+        (ValueError, OverflowError),  # the driver's, before it connects
+        DefinitionError,
+        "correct the URL, or the variables PG… of the environment",
+    ),
+    (
+        (asyncpg.ObjectNotInPrerequisiteStateError,),
+        StorageUnavailableError,
+        "let it take them again with ALTER DATABASE … ALLOW_CONNECTIONS true, or name another in the URL",
+    ),
+)
+
+_MEANINGS: Final[tuple[_Meaning, ...]] = (
     (
         (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError),
         StorageUnavailableError,
@@ -117,15 +143,16 @@ _MEANINGS: Final[tuple[tuple[tuple[type[BaseException], ...], type[WorkflowError
 )
 
 
+def connecting_error(error: BaseException, where: str) -> WorkflowError:
+    """The typed error for what was raised while connecting to the store at `where`."""
+    return _typed(error, where, _AT_CONNECTING + _MEANINGS)
+
+
 def storage_error(error: BaseException, where: str) -> WorkflowError:
     """The typed error for what was raised while working on the store at `where`. Ours pass as they are."""
     if isinstance(error, WorkflowError):
         return error
-    text = str(error).strip() or type(error).__name__
-    for kinds, kind, remedy in _MEANINGS:
-        if isinstance(error, kinds):
-            return _chained(kind(f"{where}: {text} ({type(error).__name__}): {remedy}"), error)
-    return _chained(StorageError(f"{where}: {text} ({type(error).__name__})"), error)
+    return _typed(error, where, _MEANINGS)
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -137,6 +164,14 @@ def is_lost_connection(error: BaseException) -> bool:
     # The second: while a standby takes over there is no primary.
     kinds = (asyncpg.InterfaceError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError, EOFError)
     return isinstance(error, kinds)
+
+
+def _typed(error: BaseException, where: str, meanings: tuple[_Meaning, ...]) -> WorkflowError:
+    text = str(error).strip() or type(error).__name__
+    for kinds, kind, remedy in meanings:
+        if isinstance(error, kinds):
+            return _chained(kind(f"{where}: {text} ({type(error).__name__}): {remedy}"), error)
+    return _chained(StorageError(f"{where}: {text} ({type(error).__name__})"), error)
 
 
 def _chained(new: WorkflowError, cause: BaseException) -> WorkflowError:

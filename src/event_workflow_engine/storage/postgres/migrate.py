@@ -21,7 +21,10 @@ __all__ = ["OLDEST_SERVER", "applied_migrations", "check_schema", "upgrade"]
 OLDEST_SERVER: Final = 15
 
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('event-workflow-engine migrations ' || $1, 0))"
-_HAS_TABLE: Final = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'schema_migrations')"
+_IS_TABLE: Final = """
+SELECT relkind = 'r' FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE nspname = $1 AND relname = 'schema_migrations'
+"""
 _IS_RESERVED: Final = "SELECT EXISTS (SELECT FROM pg_get_keywords() WHERE word = $1 AND catcode IN ('R', 'T'))"
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS ewe.schema_migrations (
@@ -33,11 +36,21 @@ CREATE TABLE IF NOT EXISTS ewe.schema_migrations (
 """
 
 
-async def applied_migrations(connection: asyncpg.Connection[Any], schema: str) -> dict[int, str]:
-    """Checksums of the migrations that the store has had, by number; empty where there is no store."""
+async def applied_migrations(connection: asyncpg.Connection[Any], where: str, schema: str) -> dict[int, str]:
+    """Checksums of the migrations that the store has had, by number; empty where there is no store.
+
+    Raises:
+        SchemaVersionError: What has the table's name is none: a view, a sequence, a type.
+    """
     # The catalogs themselves are read: a lookup of the name may be answered from before the lock was waited for.
-    if not await connection.fetchval(_HAS_TABLE, schema):
+    is_table = await connection.fetchval(_IS_TABLE, schema)
+    if is_table is None:
         return {}
+    if not is_table:
+        raise SchemaVersionError(
+            f"{where}: schema_migrations in its schema {schema!r} is no table of this library: "
+            "name another schema with schema="
+        )
     rows = await connection.fetch(in_schema("SELECT number, checksum FROM ewe.schema_migrations", schema))
     return {row["number"]: row["checksum"] for row in rows}
 
@@ -63,7 +76,7 @@ async def check_schema(
             f"{where}: the database has the encoding {encoding}, which cannot hold all text: "
             "create one with ENCODING 'UTF8' TEMPLATE template0"
         )
-    applied = await applied_migrations(connection, schema)
+    applied = await applied_migrations(connection, where, schema)
     version = max(applied, default=0)
     if version > len(migrations):
         raise SchemaVersionError(
