@@ -18,8 +18,8 @@ class EngineConfig:
         worker: Run sagas here. ``False``: only start, signal and look; another process runs them. Default ``True``.
         max_running: Sagas in memory at once; further ones wait in the store. Default 1,000.
         threads: Threads for sync actions, and as many of their own for sync compensations. Default 32.
-        lease: How long an unchanged heartbeat leaves a worker alive (not on SQLite, where a file lock tells at once).
-            Seconds or timedelta. Default 15 s.
+        lease: How long an unchanged heartbeat leaves this worker alive, whoever looks (not on SQLite, where a file lock
+            tells at once). Seconds or timedelta. Default 15 s.
         shutdown_timeout: How long leaving the engine waits for running steps before it cancels them. Default 10 s.
         auto_upgrade: Migrate the schema on entering; ``None``: the backend's custom (SQLite: yes).
 

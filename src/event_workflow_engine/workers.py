@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "WorkerOwner"]
 
 _log: Final = logging.getLogger("event_workflow_engine.workers")
+_MICROS: Final = 1_000_000
 _MISSED_BEAT: Final = 0.25  # of the time between two, after which one that failed is tried again
 
 
@@ -84,6 +86,7 @@ class Worker:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started_at": now,
+            "lease": None if self._liveness.lease is None else math.ceil(self._liveness.lease * _MICROS),
         }
         await self._storage.write(Unit(uuid7(), now, rows=(Row("workers", op, (self.ref.id,), values, where),)))
 

@@ -3,7 +3,7 @@
 On one machine the operating system tells: a held file lock ends with its process. SQLite's file is shared by processes
 of one machine, so no heartbeat and no lease are needed: a lock that can be taken is death, at once, whatever the
 process was doing. Over several machines a worker counts heartbeats in its row, and whoever sees the count stand still
-for one lease, by a clock of its own that nobody can set, takes it for dead.
+for one lease of that worker, which its row tells, by a clock of its own that nobody can set, takes it for dead.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _LOOKS_A_LEASE: Final = 30
 _MOST_LOOK_S: Final = 0.5
 _BEATS_A_LEASE: Final = 5
 _MARGIN: Final = 0.2  # of the lease
+_MICROS: Final = 1_000_000
 
 
 class Liveness(Protocol):
@@ -44,6 +45,11 @@ class Liveness(Protocol):
 
     look_every: float
     beat_every: float | None
+
+    @property
+    def lease(self) -> float | None:
+        """Seconds that an unchanged heartbeat leaves the held worker alive; ``None`` where there are none."""
+        ...
 
     def hold(self, worker: str) -> None:
         """Show that `worker` lives, until `release` or the end of the process."""
@@ -71,6 +77,7 @@ class _HeldByThePlatform:
 
     look_every: float = _LOCK_LOOK_S
     beat_every: float | None = None
+    lease: None = None
 
     def beaten(self, sent: float) -> None:
         """See `Liveness.beaten`."""
@@ -167,19 +174,20 @@ class ProcessLiveness(_HeldByThePlatform):
 class HeartbeatLiveness:
     """Workers on many machines, told by the heartbeat counters of their rows.
 
-    A worker is gone when its counter has stood still for one lease of this process's monotonic clock, so clocks that
-    are wrong or set anew move nothing. This process's own worker is sure of itself until a margin before the others may
-    take it for dead: a lease after the last heartbeat that is certainly in the store was *sent*.
+    A worker is gone when its counter has stood still for its own lease by this process's monotonic clock, so clocks
+    that are wrong or set anew move nothing. By its own, for by that it is sure of itself. This process's own worker is
+    sure until a margin before the others may take it for dead: a lease after the last heartbeat that is certainly in
+    the store was *sent*.
 
     Args:
-        lease: Seconds; the same for all workers of a store.
+        lease: The held worker's, in seconds; others' are in their rows.
         monotonic: A clock that only goes forward, in seconds.
     """
 
     def __init__(self, lease: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.look_every = min(lease / _LOOKS_A_LEASE, _MOST_LOOK_S)
         self.beat_every: float | None = lease / _BEATS_A_LEASE
-        self._lease = lease
+        self.lease = lease
         self._monotonic = monotonic
         self._sure_until = float("-inf")
         self._seen: dict[str, tuple[tuple[int, int], float]] = {}  # beat of which life, and since when
@@ -202,14 +210,15 @@ class HeartbeatLiveness:
         if known is None or known[0] != beat:
             self._seen[name] = (beat, now)
             return False
-        if name == self._held or now - known[1] < self._lease:
+        lease = worker["lease"]
+        if name == self._held or now - known[1] < (self.lease if lease is None else lease / _MICROS):
             return False
         del self._seen[name]
         return True
 
     def beaten(self, sent: float) -> None:
         """See `Liveness.beaten`."""
-        self._sure_until = sent + self._lease * (1 - _MARGIN)
+        self._sure_until = sent + self.lease * (1 - _MARGIN)
 
     def is_sure(self) -> bool:
         """See `Liveness.is_sure`."""
@@ -224,7 +233,7 @@ def liveness_of(storage: Storage, lease: float) -> Liveness:
 
     Args:
         storage: The store.
-        lease: Seconds that an unchanged heartbeat leaves a worker alive, where there are heartbeats.
+        lease: Seconds that an unchanged heartbeat leaves this process's worker alive, where there are heartbeats.
     """
     if storage.url.startswith("postgres"):
         return HeartbeatLiveness(lease)

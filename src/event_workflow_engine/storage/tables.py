@@ -85,6 +85,7 @@ WORKERS: Final = Table(
         "host": "text",
         "pid": "integer",
         "started_at": "integer",
+        "lease": "integer",  # microseconds that an unchanged counter leaves it alive; NULL where none counts
     },
 )
 

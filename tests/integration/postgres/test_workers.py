@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.integration.postgres.worker import GATE, LEDGER, gated, quick
 
-from event_workflow_engine import EngineConfig, WorkflowEngine
+from event_workflow_engine import EngineConfig, Saga, SagaStep, WorkflowEngine
+from event_workflow_engine.feeds import Bell
 from event_workflow_engine.storage import open_storage
+from event_workflow_engine.storage.port import Row
+from event_workflow_engine.testing.conformance.kit import row_unit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -132,6 +135,54 @@ async def test_rule_12_a_stopped_worker_loses_its_sagas_and_does_not_act_when_it
             assert (await handle.result(timeout=20))["whoami"] == zombie.pid, "it goes on as another life"
     assert {pid for _, pid in place.notes("left")} == {second.pid}
     assert sorted(saga_id for saga_id, _ in place.notes("left")) == [f"g-{n}" for n in range(SAGAS)]
+
+
+async def test_rule_12_a_worker_with_a_short_lease_leaves_one_with_a_long_lease_alone(place: Place) -> None:
+    """It has buried by then a worker that was as silent, but had a short lease."""
+    begun, let_go = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> str:
+        begun.set()
+        await let_go.wait()
+        return "done"
+
+    waits = Saga("waits", [SagaStep("wait", wait)])
+    long = WorkflowEngine(place.url, config=EngineConfig(lease=1000 * LEASE))
+    short = WorkflowEngine(place.url, config=EngineConfig(lease=LEASE / 5))
+    for engine in (long, short):
+        engine.register(waits)
+    async with long:
+        handle = await long.start(waits, id="s-1")
+        await begun.wait()
+        silent = {"incarnation": 1, "alive": 1, "beat": 7, "lease": int(LEASE / 5 * 1_000_000)}
+        await long.storage.write(row_unit(Row("workers", "insert", ("silent",), silent)))
+        before = await long.storage.get("sagas", ("s-1",))
+        with closing(Bell(long.storage)) as bell:
+            async with short:
+                while "silent" in await living(long):
+                    await bell.wait(10)
+                assert len(await living(long)) == 2
+                assert await long.storage.get("sagas", ("s-1",)) == before, "with its owner and fence"
+                let_go.set()
+                assert (await handle.result(timeout=20))["wait"] == "done"
+
+
+async def living(engine: WorkflowEngine) -> set[str]:
+    return {row["id"] for row in await engine.storage.query("live_workers")}
+
+
+async def test_rule_12_a_worker_with_a_long_lease_buries_one_with_a_short_lease_as_soon_as_that_is_over(
+    place: Place,
+) -> None:
+    """It looks twice a second, however long its own is."""
+    with place.worker(SAGAS) as first, place.worker(lease=1000 * LEASE) as second:
+        await heard(first, "waiting", SAGAS)
+        await heard(second, "ready")
+        first.kill()
+        await heard(second, "waiting", SAGAS)
+        place.open_gate()
+        async with onlooker(place) as engine:
+            assert await left(engine) == {second.pid}
 
 
 async def test_a_worker_that_leaves_hands_over_at_once(place: Place) -> None:

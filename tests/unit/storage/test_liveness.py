@@ -20,8 +20,8 @@ class Monotonic:
         return self.now
 
 
-def row(beat: int, incarnation: int = 1, name: str = "other") -> dict[str, Any]:
-    return {"id": name, "incarnation": incarnation, "beat": beat}
+def row(beat: int, incarnation: int = 1, name: str = "other", lease: float = LEASE) -> dict[str, Any]:
+    return {"id": name, "incarnation": incarnation, "beat": beat, "lease": round(lease * 1_000_000)}
 
 
 @pytest.fixture
@@ -63,6 +63,26 @@ def test_rule_12_a_beat_and_a_new_life_are_signs_of_life(
     assert not liveness.is_gone(later)
     clock.now += 1
     assert liveness.is_gone(later)
+
+
+@pytest.mark.parametrize("lease", [LEASE / 20, LEASE * 20])
+def test_rule_12_a_worker_is_judged_by_its_own_lease(
+    liveness: HeartbeatLiveness, clock: Monotonic, lease: float
+) -> None:
+    assert not liveness.is_gone(row(1, lease=lease))
+    clock.now += lease * 0.99
+    assert not liveness.is_gone(row(1, lease=lease))
+    clock.now += lease * 0.02
+    assert liveness.is_gone(row(1, lease=lease))
+
+
+def test_rule_12_a_row_without_a_lease_is_judged_by_ours(liveness: HeartbeatLiveness, clock: Monotonic) -> None:
+    bare = row(1) | {"lease": None}
+    assert not liveness.is_gone(bare)
+    clock.now += LEASE - 0.001
+    assert not liveness.is_gone(bare)
+    clock.now += 0.001
+    assert liveness.is_gone(bare)
 
 
 def test_nobody_buries_himself(liveness: HeartbeatLiveness, clock: Monotonic) -> None:

@@ -70,7 +70,8 @@ CREATE TABLE ewe.workers (
     beat        bigint,
     host        text COLLATE "C",
     pid         bigint,
-    started_at  bigint
+    started_at  bigint,
+    lease       bigint
 ) WITH (fillfactor = 50);
 CREATE INDEX workers_alive ON ewe.workers (id) WHERE alive = 1;
 

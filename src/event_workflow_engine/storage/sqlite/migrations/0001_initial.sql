@@ -84,7 +84,8 @@ CREATE TABLE workers (
     beat        INTEGER,
     host        TEXT,
     pid         INTEGER,
-    started_at  INTEGER
+    started_at  INTEGER,
+    lease       INTEGER
 ) WITHOUT ROWID;
 
 CREATE TABLE checkpoints (
