@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def storage(store_url: str) -> AsyncIterator[Storage]:
-    async with open_storage(store_url, auto_upgrade=True) as opened:
-        await settle(opened)
-        yield opened
+    opened = open_storage(store_url, auto_upgrade=True)
+    with closing(Bell(opened, lambda _: False)) as of_others:
+        async with opened:
+            if store_url.startswith("postgresql"):
+                assert await of_others.wait(20), "what was committed before it listens is rung for when it does"
+            await settle(opened)
+            yield opened
 
 
 async def settle(storage: Storage) -> None:
