@@ -7,6 +7,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
+RUNTIME := $(VENV)/.synced-runtime
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 
@@ -22,19 +23,29 @@ help: ## Show this list
 .PHONY: venv
 venv: $(STAMP) ## Build or update .venv from uv.lock
 
+# $(call sync,OPTIONS): bring .venv to what uv.lock names.
+define sync
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+@if command -v uv >/dev/null 2>&1; then \
+  uv sync --frozen --python "$(PYTHON)" $(1); \
+else \
+  [ -x $(BIN)/uv ] || { $(PYTHON) -m venv --clear $(VENV) && $(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'; }; \
+  $(BIN)/uv sync --frozen $(1); \
+fi
+endef
+
 $(STAMP): pyproject.toml uv.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@if command -v uv >/dev/null 2>&1; then \
-	  uv sync --frozen --python "$(PYTHON)"; \
-	else \
-	  [ -x $(BIN)/uv ] || { $(PYTHON) -m venv --clear $(VENV) && $(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'; }; \
-	  $(BIN)/uv sync --frozen; \
-	fi
+	$(call sync,)
+	@touch $@ $(RUNTIME)
+
+# Only what runs, beside what is there: nothing for the tests is installed for it, and nothing of theirs removed.
+$(RUNTIME): pyproject.toml uv.lock
+	$(call sync,--no-dev --inexact)
 	@touch $@
 
 .PHONY: demo
-demo: $(STAMP) ## Two sagas, a killed worker, and how both end
+demo: $(RUNTIME) ## Two sagas, a killed worker, and how both end
 	$(BIN)/ewe demo
 
 # One number seeds every random program of a run; a failure is replayed with `make test SEED=…`.
