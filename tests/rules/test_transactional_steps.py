@@ -228,12 +228,12 @@ async def test_a_worker_that_is_taken_for_dead_commits_nothing(shared_bank: Bank
         return mine
 
     saga_ = Saga("s", [SagaStep("act", act, transactional=True, idempotent=False)])
-    async with bank.lab.engine(saga_) as first:
+    async with bank.lab.engine(saga_, lease=15) as first:
         handle = await first.start(saga_, id="s")
         await inside.wait()
         (row,) = await bank.lab.storage.query("live_workers")
         await bank.lab.storage.perform("bury_worker", id=row["id"], incarnation=row["incarnation"], now=1)
-        async with bank.lab.engine(saga_) as second:
+        async with bank.lab.engine(saga_, lease=15) as second:
             assert (await second.handle("s", saga_).result(timeout=8))["act"] == 2
             go.set()
             await handle.result(timeout=8)

@@ -23,6 +23,7 @@ from event_workflow_engine import (
     WorkflowEngine,
     event,
     saga,
+    staging,
     wait_for_signal,
 )
 from event_workflow_engine.errors import (
@@ -64,13 +65,13 @@ async def listening() -> int:
 class Shop:
     """An engine, and a table of the user's own in the same database."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, config: EngineConfig) -> None:
         parts = urlsplit(url)
         self.url = url
         self.dsn = urlunsplit((*parts[:3], "", ""))
         self.table = f"orders_{uuid4().hex[:12]}"
         self.insert = f"INSERT INTO {self.table} (name) VALUES ('o-1')"
-        self.engine = WorkflowEngine(url)
+        self.engine = WorkflowEngine(url, config=config)
         self.engine.register(greeting, listening)
         self.connection: Any = None
 
@@ -91,8 +92,8 @@ class Shop:
 
 
 @asynccontextmanager
-async def shop_at(url: str) -> AsyncIterator[Shop]:
-    shop = Shop(url)
+async def shop_at(url: str, **config: Any) -> AsyncIterator[Shop]:
+    shop = Shop(url, EngineConfig(**config))
     async with open_storage(url, auto_upgrade=True):
         pass
     shop.connection = await asyncpg.connect(shop.dsn)
@@ -261,6 +262,17 @@ async def test_many_workers_move_each_once(shop: Shop) -> None:
         await shop.nothing_staged()
         orders = [one.data.order async for one in shop.engine.store.read("order-1")]
     assert orders == [f"o-{part}-{n:02}" for part in range(5) for n in range(40)]
+
+
+async def test_a_process_that_runs_no_sagas_moves_it_too(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind its own commits it looks at once; for the second one only the user's commit can have told it."""
+    monkeypatch.setattr(staging, "_GATHER_S", 0)
+    async with shop_at(postgres_url, worker=False) as shop:
+        for n in range(3):
+            async with shop.connection.transaction():
+                await shop.engine.enlist(shop.connection).append("order-1", Placed("o-1"))
+            await shop.nothing_staged()
+            assert await shop.engine.storage.head("order-1") == n + 1
 
 
 async def test_what_was_staged_while_nobody_was_there_is_moved_when_somebody_comes(shop: Shop) -> None:
