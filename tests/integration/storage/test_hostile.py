@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from event_workflow_engine.errors import (
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage import open_storage, user_sql
 from event_workflow_engine.storage.port import Row, Unit, Written
-from event_workflow_engine.storage.sqlite import SqliteStorage
+from event_workflow_engine.storage.sqlite import SqliteStorage, checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -256,6 +257,36 @@ async def test_a_statement_that_never_ends_is_interrupted(tmp_path: Path, monkey
         with pytest.raises(StorageError):
             await storage.exclusive(unit("a"), work)
         await storage.write(unit("a"))
+
+
+def is_locked(path: Path) -> bool:
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+async def test_a_transaction_that_is_idle_keeps_the_lock_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint is due, and nobody wants anything for a while: it waits for the transaction's end all the same."""
+    monkeypatch.setattr(checkpoints, "FEW_FRAMES", 0)
+    lock = tmp_path / "a.db-ewe.lock"
+    async with SqliteStorage(tmp_path / "a.db") as storage:
+        await storage.write(unit("a"))
+        writer, thread = storage._writing
+
+        async def work(session: SqlSession) -> None:
+            await session.execute("CREATE TABLE own (a)", {})
+            await thread.call(writer.between_jobs, True)
+            assert is_locked(lock)
+
+        await storage.exclusive(unit("a"), work)
+        await thread.call(writer.between_jobs, True)
+        assert not is_locked(lock)
+    assert "checkpoint failed" not in caplog.text
 
 
 async def test_positions_are_not_reused_when_rows_are_deleted_by_hand(tmp_path: Path) -> None:

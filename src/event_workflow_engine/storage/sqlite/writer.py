@@ -234,6 +234,8 @@ class Writer:
             quiet: No job came in the time that the last call returned.
         """
         session = self._session
+        if session.in_transaction:  # it holds the lock, between two of its own jobs
+            return _UPKEEP_S
         self._polls = self._polls + 1 if quiet else 0
         try:
             if self._checkpoints.due(quiet=quiet):
