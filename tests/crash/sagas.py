@@ -93,9 +93,14 @@ dag = Saga(
 MOVED = "SELECT count(*) AS n FROM moved WHERE place = :place"
 
 
+def place_of(ctx: StepContext[Any]) -> str:
+    """Tests share a database, and the sagas of a test its ledger."""
+    return f"{os.environ[LEDGER]} {ctx.saga_id}"
+
+
 async def move(ctx: StepContext[Any]) -> int:
     """How often it was done before; a row that nothing keeps from being there twice."""
-    place = os.environ[LEDGER]
+    place = place_of(ctx)
     await ctx.transaction.execute("CREATE TABLE IF NOT EXISTS moved (place TEXT NOT NULL)")
     ((before,),) = [tuple(row.values()) for row in await ctx.transaction.fetch(MOVED, place=place)]
     await ctx.transaction.execute("INSERT INTO moved (place) VALUES (:place)", place=place)
@@ -103,7 +108,7 @@ async def move(ctx: StepContext[Any]) -> int:
 
 
 async def count_moves(ctx: StepContext[Any]) -> int:
-    ((n,),) = [tuple(row.values()) for row in await ctx.transaction.fetch(MOVED, place=os.environ[LEDGER])]
+    ((n,),) = [tuple(row.values()) for row in await ctx.transaction.fetch(MOVED, place=place_of(ctx))]
     return int(n)
 
 
@@ -111,7 +116,7 @@ transactional = Saga(
     "transactional",
     [
         SagaStep("a", act, undo),
-        SagaStep("move", move, transactional=True),
+        SagaStep("move", move, transactional=True, retry=SOON),  # two that create the table at once collide
         SagaStep("b", act, undo),
         SagaStep("count", count_moves, transactional=True),
     ],

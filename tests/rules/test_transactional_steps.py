@@ -240,6 +240,28 @@ async def test_a_worker_that_is_taken_for_dead_commits_nothing(shared_bank: Bank
     assert await bank.accounts() == {"run-2": 2}
 
 
+@pytest.mark.parametrize("over", ["session", "connection"])
+async def test_a_connection_that_is_lost_is_no_failure_of_the_step(shared_bank: Bank, over: str) -> None:
+    """Nothing of the attempt has happened, for certain, and the step was not to blame: it runs again."""
+    bank, runs = shared_bank, 0
+
+    async def act(ctx: StepContext[Any]) -> int:
+        nonlocal runs
+        runs += 1
+        await bank.insert(ctx, "a", runs)
+        if runs == 1 and over == "session":
+            await ctx.transaction.fetch("SELECT pg_terminate_backend(pg_backend_pid())")
+        elif runs == 1:
+            await ctx.transaction.connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return runs
+
+    saga_ = Saga("s", [SagaStep("act", act, transactional=True)])
+    async with bank.lab.engine(saga_) as engine:
+        assert (await engine.execute(saga_, id="s"))["act"] == 2
+        assert "step-failed" not in await bank.lab.facts(engine, "s")
+    assert await bank.accounts() == {"a": 2}
+
+
 async def test_the_engine_is_not_written_to_from_inside(bank: Bank) -> None:
     async def act(ctx: StepContext[Any]) -> None:
         await engine.start(bank.opening, id="inner")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine import history as h
 from event_workflow_engine.context import StepTransaction
-from event_workflow_engine.errors import EngineStateError, StorageError
+from event_workflow_engine.errors import EngineStateError, StorageError, StorageUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -100,6 +100,8 @@ class TransactionalAction:
         error = job.exception()
         if error is None:
             return job.result()
+        if isinstance(error, StorageUnavailableError):
+            return error  # whatever the action made of a connection that was lost
         if self._raised is None and isinstance(error, (StorageError, EngineStateError)):
             return error
         raise error

@@ -6,7 +6,13 @@ import asyncio
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from event_workflow_engine.errors import DefinitionError, EngineStateError, SchemaVersionError, WorkflowError
+from event_workflow_engine.errors import (
+    DefinitionError,
+    EngineStateError,
+    SchemaVersionError,
+    StorageUnavailableError,
+    WorkflowError,
+)
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage.exclusive import run_with_unit
 from event_workflow_engine.storage.lifecycle import GroupedStorage
@@ -150,7 +156,14 @@ class PostgresStorage(GroupedStorage):
         async with spares.taken() as writer:
             writer.folder = self._folder
             transaction = SharedTransaction(writer, committer, self._listeners.announce)
-            _, verdict = await run_with_unit(transaction, worked, nullcontext())
+            try:
+                _, verdict = await run_with_unit(transaction, worked, nullcontext())
+            except Exception as error:
+                if writer.is_connected:
+                    raise
+                raise StorageUnavailableError(
+                    f"{self.url}: the connection of a transaction was lost, so it was rolled back"
+                ) from error
         return self._answer(verdict)
 
     async def stage(self, connection: Any, row: Row) -> None:
