@@ -28,6 +28,8 @@ WorkflowError
   ├ StorageCorruptError       not a database of ours, or damaged
   ├ SchemaVersionError        the schema is newer, older or altered
   ├ RowConflictError          a compare-and-set row was not as expected
+  ├ StoreInUseError           workers run at a store that is to be copied
+  ├ StoreNotEmptyError        a copy needs a store that holds nothing
   ├ OwnershipLostError        another worker owns what this one wanted to write
   └ LogRewoundError           the log is shorter than what was read before
 SagaEvicted(BaseException)    ends a body in memory; nothing happened to its saga
@@ -74,6 +76,8 @@ __all__ = [
     "StorageCorruptError",
     "StorageError",
     "StorageUnavailableError",
+    "StoreInUseError",
+    "StoreNotEmptyError",
     "VersionConflictError",
     "WorkflowError",
 ]
@@ -292,6 +296,25 @@ class RowConflictError(StorageError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.table, self.key, self.expected))
+
+
+class StoreInUseError(StorageError):
+    """Workers run at a store that is to be copied. Nothing was copied.
+
+    Attributes:
+        workers: Their ids.
+    """
+
+    def __init__(self, message: str, workers: Sequence[str]) -> None:
+        super().__init__(message)
+        self.workers = tuple(workers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (str(self), self.workers))
+
+
+class StoreNotEmptyError(StorageError):
+    """The target of a copy holds something already. It was left as it is."""
 
 
 class OwnershipLostError(StorageError):

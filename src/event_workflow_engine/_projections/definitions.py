@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
-from zlib import crc32
 
 from event_workflow_engine.callables import call_info, called
 from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.events import REGISTRY
+from event_workflow_engine.storage.names import sql_table_prefix
 
 if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Rows, SqlSession
@@ -191,11 +191,7 @@ class SqlProjection(Projection):
 
     def table(self, table: str, generation: int) -> str:
         """A table's name in the database."""
-        name = self.name
-        if not name.isalnum() or not name.islower():
-            # Names of tables know neither case nor dashes, and an underscore might be where the table's name begins.
-            name = f"{name.replace('-', '_').lower()}_{crc32(name.encode()):08x}"
-        return f"p_{name}_{table}_g{generation}"
+        return f"{sql_table_prefix(self.name)}{table}_g{generation}"
 
     def bind(self, sql: str, generation: int) -> str:
         """`sql` with its ``{table}`` places filled.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from event_workflow_engine.errors import DefinitionError, EngineStateError
 from event_workflow_engine.storage.exclusive import run_with_unit, to_the_end
 from event_workflow_engine.storage.group_commit import GroupCommitter, Listeners, Repeated
+from event_workflow_engine.storage.holding import run_held
 from event_workflow_engine.storage.port import RINGING_CLAIMS, Written
 from event_workflow_engine.storage.user_sql import bounded_hold
 
@@ -17,9 +18,21 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.storage.exclusive import ExclusiveTransaction
     from event_workflow_engine.storage.group_commit import Execute, Verdict
-    from event_workflow_engine.storage.port import CommitHook, InlineFolder, Row, Rows, SqlSession, Told, Unit
+    from event_workflow_engine.storage.holding import HoldingTransaction
+    from event_workflow_engine.storage.port import (
+        CommitHook,
+        HeldStore,
+        InlineFolder,
+        Row,
+        Rows,
+        SqlSession,
+        Told,
+        Unit,
+    )
 
 __all__ = ["GroupedStorage"]
+
+T = TypeVar("T")
 
 
 class GroupedStorage(ABC):
@@ -158,6 +171,16 @@ class GroupedStorage(ABC):
     @abstractmethod
     def _transaction(self) -> ExclusiveTransaction:
         """A transaction for exclusive work. It is this caller's turn."""
+
+    async def hold(self, work: Callable[[HeldStore], Awaitable[T]]) -> T:
+        """Run `work` while no other writer gets in; what it put is there when it has returned, or nothing of it."""
+        result = await self._committer.alone(lambda: run_held(self._holding(), work))
+        self._listeners.ring()
+        return result
+
+    @abstractmethod
+    def _holding(self) -> HoldingTransaction:
+        """A transaction that holds the store. It is this caller's turn."""
 
     async def perform(self, name: str, /, **params: Any) -> Rows:
         """Run a named claim, in its turn."""

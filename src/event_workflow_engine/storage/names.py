@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Final
+from zlib import crc32
 
 from event_workflow_engine.errors import DefinitionError
 
-__all__ = ["MAX_NAME_BYTES", "check_name", "check_text", "storable"]
+__all__ = ["MAX_NAME_BYTES", "check_name", "check_text", "sql_table_prefix", "storable"]
 
 MAX_NAME_BYTES: Final = 2000
 """The longest name of a stream or id, and key of a document, in UTF-8: with what stands beside it in an index, it fits
@@ -47,3 +48,11 @@ def check_name(value: object, what: str) -> None:
 def storable(text: str) -> str:
     r"""`text` that somebody else wrote, as every backend can store it: NUL as ``\0``, lone surrogates as ``\udc00``."""
     return text.replace("\0", r"\0").encode(errors="backslashreplace").decode()
+
+
+def sql_table_prefix(projection: str) -> str:
+    """How the names of a SQL projection's tables begin; behind it come the table's own name and the generation."""
+    if not projection.isalnum() or not projection.islower():
+        # Names of tables know neither case nor dashes, and an underscore might be where the table's name begins.
+        projection = f"{projection.replace('-', '_').lower()}_{crc32(projection.encode()):08x}"
+    return f"p_{projection}_"

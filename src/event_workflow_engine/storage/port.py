@@ -7,7 +7,7 @@ committer in front of it gathers them. Services know this module and nothing beh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY_VERSION",
+    "EVENTS",
+    "EVENTS_BY_STREAM",
+    "EVENT_COLUMNS",
     "STREAM_EXISTS",
+    "UNITS",
     "Append",
     "Appended",
     "CommitHook",
+    "HeldStore",
     "InlineFolder",
     "NewRecord",
     "Record",
     "Row",
     "RowOp",
+    "RowPages",
     "RowReader",
     "Rows",
     "SqlSession",
@@ -35,6 +41,8 @@ __all__ = [
     "WorkerRef",
     "Written",
 ]
+
+T = TypeVar("T")
 
 ANY_VERSION: Final = -1
 STREAM_EXISTS: Final = -2
@@ -204,6 +212,58 @@ class SqlSession(Protocol):
         ...
 
 
+EVENTS: Final = "events"
+"""Part of a `HeldStore`: the log, by position."""
+
+EVENTS_BY_STREAM: Final = "events_by_stream"
+"""The same rows by stream and version, found the way in which a stream is read. For reading only."""
+
+UNITS: Final = "units"
+"""The ids of units without records, and their times: by time and id."""
+
+EVENT_COLUMNS: Final = (
+    "position", "stream", "version", "count", "part", "id", "type", "schema", "data", "metadata", "recorded_at",
+)  # fmt: skip
+"""Of a row of the log: those of a `Record`, and `part`, which is 0 for the first record of its unit, else 1 + the place
+of the append that it belongs to.
+"""
+
+
+class RowPages(Protocol):
+    """Rows in their order, some at a time."""
+
+    async def next(self, limit: int, /) -> list[tuple[Any, ...]]:
+        """Up to `limit` more; none at the end."""
+        ...
+
+
+class HeldStore(Protocol):
+    """All that a store keeps, row by row, while nobody else changes it: for copying a store as a whole.
+
+    A part of it is `EVENTS`, `EVENTS_BY_STREAM`, `UNITS`, or a declared table, whose rows are images by key.
+    """
+
+    def rows(self, part: str, /) -> RowPages:
+        """The rows of a part, by Unicode code point where text is their order."""
+        ...
+
+    async def put(self, part: str, rows: Sequence[tuple[Any, ...]], /) -> None:
+        """Add rows that are not there yet, in the order of `rows`. Events come by position, behind those there are."""
+        ...
+
+    async def end(self) -> int:
+        """The position behind which the next event will be."""
+        ...
+
+    async def move_end(self, position: int, /) -> None:
+        """Have the next event behind `position`, which is that of the last one at least. The last thing to be done."""
+        ...
+
+    async def tables(self) -> list[str]:
+        """The names of all tables that stand beside the store's own, those of SQL projections among them."""
+        ...
+
+
 class Storage(Protocol):
     """A store. Opened by `open_storage`; entered and left as an async context manager.
 
@@ -267,6 +327,18 @@ class Storage(Protocol):
             DefinitionError: It is no connection on which a transaction is open, or the store cannot share one.
             StorageError: The connection cannot do it, for a typed reason. Its transaction has failed.
         """
+        ...
+
+    async def hold(self, work: Callable[[HeldStore], Awaitable[T]]) -> T:
+        """Run `work` while no other writer gets in, however long it takes; what it put is there when it has returned.
+
+        Nothing of it is, where it raises or its process dies. No inline projection folds it and no commit hook is
+        told; the bells ring. Writes to this store from inside `work` are an `EngineStateError`.
+        """
+        ...
+
+    async def identity(self) -> str:
+        """Text that is the same for two objects where they are of one store, whatever their URLs."""
         ...
 
     async def perform(self, name: str, /, **params: Any) -> Rows:

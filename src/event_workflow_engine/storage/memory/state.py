@@ -36,13 +36,29 @@ class MemoryState:
         self.units: dict[str, Written] = {}  # by id: of units with records
         self.record_ids: set[str] = set()
         self.row_units: dict[str, int] = {}  # id and time of units without records, oldest first
+        self.floor = 0  # the next event is behind it, too
         self.folder: InlineFolder | None = None
+
+    def copied(self) -> MemoryState:
+        """Another one that holds the same; what it holds is never changed in place."""
+        new = MemoryState()
+        new.log, new.record_ids, new.floor = [*self.log], {*self.record_ids}, self.floor
+        new.streams = {stream: [*records] for stream, records in self.streams.items()}
+        new.tables = {name: {**rows} for name, rows in self.tables.items()}
+        new.units, new.row_units = {**self.units}, {**self.row_units}
+        return new
+
+    def become(self, other: MemoryState) -> None:
+        """Hold what `other` does, which is not used any more."""
+        folder = self.folder
+        vars(self).update(vars(other))
+        self.folder = folder
 
     # -- looking -------------------------------------------------------------------------------------------------
 
     def last_position(self) -> int:
         """The position of the last event."""
-        return self.log[-1].position if self.log else 0
+        return max(self.log[-1].position, self.floor) if self.log else self.floor
 
     def head(self, stream: str) -> int:
         """The stream's version."""

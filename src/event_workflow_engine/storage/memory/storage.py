@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine.errors import DefinitionError, EngineStateError
 from event_workflow_engine.storage.lifecycle import GroupedStorage
+from event_workflow_engine.storage.memory.held import MemoryHolding
 from event_workflow_engine.storage.memory.queries import CLAIM_FUNCTIONS, READ_FUNCTIONS
 from event_workflow_engine.storage.memory.state import MemoryState
 from event_workflow_engine.storage.port import Written
@@ -64,6 +65,13 @@ class MemoryStorage(GroupedStorage):
         if claim is None:
             raise DefinitionError(f"there is no claim {name!r}")
         return claim(self.state, **params)
+
+    def _holding(self) -> MemoryHolding:
+        return MemoryHolding(self.state, self._sql)
+
+    async def identity(self) -> str:
+        """Text that is the same for two objects where they are of one store."""
+        return f"memory {id(self.state)}"
 
     # -- reading -------------------------------------------------------------------------------------------------
 

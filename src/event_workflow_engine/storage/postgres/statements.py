@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - the names put into SQL here are those that this library declares, and a checked schema's
-"""SQL made from the declared tables: reading rows by their keys."""
+"""SQL made from the declared tables: reading rows by their keys, and all of them by key."""
 
 from __future__ import annotations
 
@@ -11,9 +11,29 @@ from event_workflow_engine.storage.tables import TABLES
 if TYPE_CHECKING:
     from event_workflow_engine.storage.tables import Table
 
-__all__ = ["rows_by_keys"]
+__all__ = ["OWN_TABLES", "rows_behind", "rows_by_keys"]
 
 _TYPES: Final = {"text": "text", "integer": "bigint", "blob": "bytea", "real": "double precision"}
+
+OWN_TABLES: Final = frozenset({"events", "units", "schema_migrations", *TABLES})
+"""All tables of the store itself."""
+
+
+@lru_cache(maxsize=512)
+def rows_behind(table: str, schema: str, *, first: bool) -> str:
+    """Columns of the rows behind a key, by key; a parameter for each column of the key, and how many rows.
+
+    Args:
+        table: Which.
+        schema: Of the store.
+        first: From the first row on; there is no parameter for a key.
+    """
+    declared = TABLES[table]
+    key = ", ".join(declared.key)
+    after = [f"${place}::{_TYPES[declared.columns[column]]}" for place, column in enumerate(declared.key, 1)]
+    behind, limit = ("", 1) if first else (f"WHERE ({key}) > ({', '.join(after)}) ", len(after) + 1)
+    columns = ", ".join(declared.columns)
+    return f"SELECT {columns} FROM {schema}.{table} {behind}ORDER BY {key} LIMIT ${limit}"
 
 
 @lru_cache(maxsize=512)

@@ -21,6 +21,7 @@ from event_workflow_engine.storage.postgres.address import Address
 from event_workflow_engine.storage.postgres.connections import Connections, fetch_named, outcome_of
 from event_workflow_engine.storage.postgres.enlisting import driver_connection
 from event_workflow_engine.storage.postgres.errors import storage_error
+from event_workflow_engine.storage.postgres.held import PostgresHolding
 from event_workflow_engine.storage.postgres.migrate import check_schema, upgrade
 from event_workflow_engine.storage.postgres.notices import Notices
 from event_workflow_engine.storage.postgres.queries import MIGRATIONS
@@ -177,6 +178,14 @@ class PostgresStorage(GroupedStorage):
             raise
         except Exception as error:
             raise storage_error(error, self.address.shown) from error
+
+    def _holding(self) -> PostgresHolding:
+        return PostgresHolding(self._connections, {"channel": self.address.channel, "sender": self._sender})
+
+    async def identity(self) -> str:
+        """Text that is the same for two objects where they are of one store: which server, database and schema."""
+        (row,) = await self._named("identity")
+        return f"{row['identity']} {self.address.schema}"
 
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it; from the next batch on."""

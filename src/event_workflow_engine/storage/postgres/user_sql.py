@@ -10,7 +10,7 @@ import asyncpg
 from event_workflow_engine.errors import DefinitionError, StorageError, WorkflowError
 from event_workflow_engine.storage.postgres.errors import is_lost_connection, storage_error
 from event_workflow_engine.storage.postgres.parameters import numbered, without_literals
-from event_workflow_engine.storage.row_images import SHAPES
+from event_workflow_engine.storage.postgres.statements import OWN_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["UserSql"]
 
-_OWN_TABLES: Final = frozenset({"events", "units", "schema_migrations", *SHAPES})
 _READS: Final = frozenset({"select", "with", "values", "table"})
 _WRITES: Final = frozenset({"insert", "update", "delete", "merge"})
 _SHAPES_TABLES: Final = frozenset({"create", "drop", "alter", "truncate", "comment"})
@@ -112,7 +111,7 @@ def _check_bounds(sql: str, *, writes: bool) -> None:
     if verb in _READS or (writes and verb in _WRITES):
         return
     if writes and verb in _SHAPES_TABLES:
-        touched = _OWN_TABLES.intersection(words)
+        touched = OWN_TABLES.intersection(words)
         if not touched:
             return
         raise DefinitionError(f"SQL of projections may not change the engine's {', '.join(sorted(touched))}, in: {sql}")

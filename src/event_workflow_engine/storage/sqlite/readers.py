@@ -151,6 +151,11 @@ class Readers:
         """User's SQL, which may only read."""
         return rows_of(self._guard.read(sql, params))
 
+    def identity(self) -> str:
+        """Which file it is."""
+        found = Path(self._path).stat()
+        return f"file {found.st_dev} {found.st_ino}"
+
     def status(self) -> dict[str, Any]:
         """What the database says of itself."""
         connection = self._connection

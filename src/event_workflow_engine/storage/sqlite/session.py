@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from event_workflow_engine.errors import StorageUnavailableError
 from event_workflow_engine.storage.judging.caches import StoreCache
-from event_workflow_engine.storage.row_images import SHAPES
 from event_workflow_engine.storage.sqlite.connection import look_at, open_writer, use_wal
 from event_workflow_engine.storage.sqlite.locks import StoreLock
 from event_workflow_engine.storage.sqlite.migrate import check_known, migrate
 from event_workflow_engine.storage.sqlite.queries import QUERIES
+from event_workflow_engine.storage.sqlite.statements import OWN_TABLES
 from event_workflow_engine.storage.user_sql import SqlGuard
 
 if TYPE_CHECKING:
     from event_workflow_engine.storage.sqlite.connection import Connect
 
 __all__ = ["BeginError", "CommitInDoubtError", "WriteSession"]
-
-_OWN_TABLES: Final = frozenset({"events", "streams", "units", "positions_floor", "schema_migrations", *SHAPES})
 
 
 class BeginError(Exception):
@@ -79,7 +77,7 @@ class WriteSession:
         """The connection, opened anew if an error cost us the last one."""
         if self._connection is None:
             self._connection = open_writer(self._path, self._connect)
-            self._guard = SqlGuard(self._connection, _OWN_TABLES)
+            self._guard = SqlGuard(self._connection, OWN_TABLES)
         return self._connection
 
     @property

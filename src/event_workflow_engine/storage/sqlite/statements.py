@@ -25,6 +25,7 @@ __all__ = [
     "KNOWN_RECORDS",
     "KNOWN_UNITS",
     "MOVE_STREAMS",
+    "OWN_TABLES",
     "RECORD_WIDTH",
     "TABLE_SQL",
     "Chunked",
@@ -87,6 +88,9 @@ _RECORD_COLUMNS: Final = (
 RECORD_WIDTH: Final = len(_RECORD_COLUMNS)
 ID_PLACE: Final = _RECORD_COLUMNS.index("id")
 
+OWN_TABLES: Final = frozenset({"events", "streams", "units", "positions_floor", "schema_migrations", *SHAPES})
+"""All tables of the store itself."""
+
 INSERT_RECORDS: Final = Chunked(f"INSERT INTO events ({', '.join(_RECORD_COLUMNS)}) VALUES ", RECORD_WIDTH)
 INSERT_UNITS: Final = Chunked("INSERT INTO units (id, at) VALUES ", 2)
 INSERT_STREAMS: Final = Chunked("INSERT INTO streams (number, name, version, position) VALUES ", 4)
@@ -109,7 +113,7 @@ KNOWN_UNITS: Final = Chunked("WITH asked(id) AS (VALUES ", 1, ") SELECT id FROM 
 class TableSql:
     """Statements over one declared table."""
 
-    __slots__ = ("_keys", "_shape", "_updates", "delete", "put", "select", "select_one")
+    __slots__ = ("_keys", "_shape", "_updates", "delete", "put", "select", "select_all", "select_one")
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
@@ -130,6 +134,7 @@ class TableSql:
         )
         match = " AND ".join(f"{column} = ?" for column in self._keys)
         self.select_one = f"SELECT {columns} FROM {shape.name} WHERE {match}"
+        self.select_all = f"SELECT {columns} FROM {shape.name} ORDER BY {key}"
         self.delete = f"DELETE FROM {shape.name} WHERE {match}"
 
     def update(self, places: tuple[int, ...]) -> Chunked:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from event_workflow_engine.errors import EngineStateError
 from event_workflow_engine.storage.lifecycle import GroupedStorage
 from event_workflow_engine.storage.sqlite.connection import connect as default_connect
+from event_workflow_engine.storage.sqlite.held import SqliteHolding
 from event_workflow_engine.storage.sqlite.readers import READER_THREADS, Readers
 from event_workflow_engine.storage.sqlite.threads import JobThreads
 from event_workflow_engine.storage.sqlite.writer import Writer
@@ -112,6 +113,13 @@ class SqliteStorage(GroupedStorage):
 
     def _transaction(self) -> _SqliteTransaction:
         return _SqliteTransaction(*self._writing)
+
+    def _holding(self) -> SqliteHolding:
+        return SqliteHolding(self.path, self._connect)
+
+    async def identity(self) -> str:
+        """Text that is the same for two objects where they are of one store: which file it is."""
+        return await self._read(self._readers.identity)
 
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it; from the next batch on."""

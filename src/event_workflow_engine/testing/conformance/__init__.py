@@ -15,6 +15,7 @@ from event_workflow_engine.testing.conformance.claiming import ClaimCases
 from event_workflow_engine.testing.conformance.committing import CommitCases
 from event_workflow_engine.testing.conformance.exclusive import ExclusiveCases
 from event_workflow_engine.testing.conformance.folding import FoldCases
+from event_workflow_engine.testing.conformance.holding import HoldCases
 from event_workflow_engine.testing.conformance.living import LifecycleCases
 from event_workflow_engine.testing.conformance.querying import QueryCases
 from event_workflow_engine.testing.conformance.queueing import QueueCases
@@ -38,6 +39,7 @@ class StorageConformance(
     ExclusiveCases,
     TransactCases,
     FoldCases,
+    HoldCases,
     LifecycleCases,
 ):
     """All cases; subclass it and override the fixture `new_storage`."""

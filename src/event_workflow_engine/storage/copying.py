@@ -1,0 +1,336 @@
+"""Copying a store as a whole into another one, on whichever backends they are, and proving that it arrived.
+
+The target is written in one transaction and read back inside it, so a copy is all there and was compared, or there is
+nothing of it: whatever kills the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from event_workflow_engine.errors import (
+    DefinitionError,
+    StorageCorruptError,
+    StoreInUseError,
+    StoreNotEmptyError,
+)
+from event_workflow_engine.storage.liveness import liveness_of
+from event_workflow_engine.storage.names import sql_table_prefix
+from event_workflow_engine.storage.port import EVENT_COLUMNS, EVENTS, EVENTS_BY_STREAM, UNITS
+from event_workflow_engine.storage.tables import CHECKPOINTS, SAGAS, TABLES, WORKERS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from event_workflow_engine.storage.port import HeldStore, Storage
+
+__all__ = ["Copied", "copy_store"]
+
+_log: Final = logging.getLogger("event_workflow_engine.storage")
+
+_FIRST_PAGE: Final = 100
+_MOST_ROWS: Final = 2000
+_PAGE_BYTES: Final = 4_000_000
+_SQL_TABLE: Final = re.compile(r"p_.+_g\d+\Z")
+_STREAM, _COUNT = EVENT_COLUMNS.index("stream"), EVENT_COLUMNS.index("count")
+
+_Row = tuple[Any, ...]
+_Sum = tuple[int, bytes]  # of rows: how many, and their digest
+_Life = tuple[str, int, int]  # of a worker: id, incarnation, beat
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """What was copied, and compared row by row.
+
+    Attributes:
+        records: Rows of the log, each one event or several packed.
+        events: How many events they hold.
+        streams: How many streams they make.
+        unit_ids: Ids of units without records.
+        rows: How many rows of each declared table.
+        position: Where the log ends; the target's next event is behind it.
+        checksum: SHA-256 of all that was copied, the same for two stores that hold the same.
+        starting_anew: SQL projections, whose tables are not copied: they fold the log again from its beginning.
+    """
+
+    records: int
+    events: int
+    streams: int
+    unit_ids: int
+    rows: dict[str, int]
+    position: int
+    checksum: str
+    starting_anew: tuple[str, ...]
+
+
+async def copy_store(source: Storage, target: Storage, *, lease: float = 15.0) -> Copied:
+    """Copy all of `source` into `target`, and compare both before anything of it is kept.
+
+    Nobody writes to either meanwhile: who tries waits. Event ids, positions with their gaps, versions, packed records,
+    times and rows are as they were, with these exceptions. Rows of workers are not copied, so sagas and checkpoints
+    that a dead one still had are nobody's, and due. A checkpoint behind the log's last event is at that event. SQL
+    projections start anew (`Copied.starting_anew`).
+
+    Args:
+        source: The store to be copied, entered or not; it is left as it was.
+        target: An empty store, entered or not.
+        lease: Seconds after which an unchanged heartbeat says that a worker is dead, where there are heartbeats: what
+            the workers' own `EngineConfig` has.
+
+    Raises:
+        DefinitionError: Both are the same store; or a text holds what the target cannot.
+        StoreInUseError: A worker runs at one of them.
+        StoreNotEmptyError: The target holds something.
+        StorageCorruptError: What arrived is not what was there, or the source is damaged.
+        StorageError: A store cannot be entered, or cannot do its work. Where the target was lost while it committed,
+            copying again tells by `StoreNotEmptyError` that all of it is there.
+    """
+    async with source:
+        dead = await _dead_workers(source, lease)
+        async with target:
+            if await source.identity() == await target.identity():
+                raise DefinitionError(f"{source.url} and {target.url} are the same store: name another target")
+            await _dead_workers(target, lease)
+
+            async def hold_target(old: HeldStore) -> Copied:
+                await _require_still_dead(source, old, dead)
+                return await target.hold(lambda new: _copy(old, new, target.url))
+
+            return await source.hold(hold_target)
+
+
+async def _copy(old: HeldStore, new: HeldStore, where: str) -> Copied:
+    await _require_empty(new, where)
+    arrival = _Arrival(await _sql_projections(old))
+    counted = await _copy_events(old, new, arrival)
+    async for page in _pages(old, UNITS):
+        await new.put(UNITS, page)
+    for table in TABLES:
+        async for page in _pages(old, table):
+            if images := arrival.images(table, page):
+                await new.put(table, images)
+    position = await old.end()
+    await new.move_end(position)
+
+    checksum = hashlib.sha256()
+    streams, *read_back = await _compare_streams(old, new, checksum)
+    if read_back != counted:
+        raise StorageCorruptError(
+            f"{where}: {counted} records and events were read by position at the source, but {read_back} by their "
+            "streams, so the source is damaged: nothing was copied; restore it from a backup"
+        )
+    sums = {
+        part: _same(where, part, await _sum(old, part, arrival), await _sum(new, part)) for part in (UNITS, *TABLES)
+    }
+    _same(where, "positions", position, await new.end())
+    checksum.update(msgspec.msgpack.encode([position, sorted(sums.items())]))
+    records, events = counted
+    rows = {table: sums[table][0] for table in TABLES if table != WORKERS.name}
+    anew = tuple(sorted(arrival.starting_anew))
+    return Copied(records, events, streams, sums[UNITS][0], rows, position, checksum.hexdigest(), anew)
+
+
+async def _copy_events(old: HeldStore, new: HeldStore, arrival: _Arrival) -> list[int]:
+    """Copy the log; how many records and events it has."""
+    records = events = 0
+    async for page in _pages(old, EVENTS):
+        await new.put(EVENTS, page)
+        records += len(page)
+        events += sum(row[_COUNT] for row in page)
+        arrival.last_position = page[-1][0]
+    return [records, events]
+
+
+async def _pages(store: HeldStore, part: str) -> AsyncIterator[list[_Row]]:
+    """All rows of a part, so many at a time that a page of large ones fits into memory, too."""
+    reading, limit = store.rows(part), _FIRST_PAGE
+    while page := await reading.next(limit):
+        yield page
+        size = sum(len(value) for row in page for value in row if isinstance(value, (str, bytes))) or 1
+        limit = max(1, min(_MOST_ROWS, 4 * limit, len(page) * _PAGE_BYTES // size))
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+async def _dead_workers(storage: Storage, lease: float) -> set[_Life]:
+    """The workers whose rows say that they live, and that certainly do not.
+
+    Their rows were left by processes that died. Where the platform tells who lives, it tells at once. Where heartbeats
+    do, one that moves says that its worker lives, and one that stands still for a lease that it does not.
+
+    Raises:
+        StoreInUseError: One lives.
+    """
+    liveness = liveness_of(storage, lease)
+    first: dict[str, _Life] = {}
+    dead: set[_Life] = set()
+    told = False
+    while True:
+        rows = await storage.query("live_workers")
+        lives = {row["id"]: _life(row) for row in rows}
+        dead |= {lives[row["id"]] for row in rows if lives[row["id"]] not in dead and liveness.is_gone(row)}
+        left = [row for row in rows if lives[row["id"]] not in dead]
+        if not left:
+            return dead
+        moved = [row for row in left if first.setdefault(row["id"], lives[row["id"]]) != lives[row["id"]]]
+        if moved or liveness.beat_every is None:
+            raise _in_use(storage.url, moved or left)
+        if not told:
+            told = True
+            _log.warning("%s: %d workers are registered; whether they live is known in %g s", storage.url, len(left),
+                         lease)  # fmt: skip
+        await asyncio.sleep(liveness.look_every)
+
+
+async def _require_still_dead(storage: Storage, held: HeldStore, dead: set[_Life]) -> None:
+    """Nobody has come to life since it was looked.
+
+    Raises:
+        StoreInUseError: Somebody has.
+    """
+    columns = tuple(WORKERS.columns)
+    async for page in _pages(held, WORKERS.name):
+        rows = [dict(zip(columns, image, strict=True)) for image in page]
+        risen = [row for row in rows if row["alive"] == 1 and _life(row) not in dead]
+        if risen:
+            raise _in_use(storage.url, risen)
+
+
+def _life(row: Mapping[str, Any]) -> _Life:
+    return row["id"], row["incarnation"], row["beat"]
+
+
+def _in_use(url: str, rows: Sequence[Mapping[str, Any]]) -> StoreInUseError:
+    names = ", ".join(f"{row['id']} (pid {row['pid']} on {row['host']})" for row in rows)
+    return StoreInUseError(
+        f"{url}: workers run at it: {names}: stop them and all else that writes to it, then copy again",
+        [row["id"] for row in rows],
+    )
+
+
+async def _require_empty(held: HeldStore, where: str) -> None:
+    found = [part for part in (EVENTS, UNITS, *TABLES) if await held.rows(part).next(1)]
+    # A SQL projection that starts anew would fold into what its tables have.
+    found += [table for table in await held.tables() if _SQL_TABLE.match(table)]
+    if found:
+        raise StoreNotEmptyError(
+            f"{where}: it is not empty, there are rows in {', '.join(found)}: name a store that nobody has used; "
+            "what is there may be the outcome of an earlier copy"
+        )
+
+
+# -- what arrives otherwise than it was ------------------------------------------------------------------------------
+
+
+async def _sql_projections(held: HeldStore) -> frozenset[str]:
+    """The projections that have tables. A table is that of the one with the longest name that its own begins with."""
+    place = tuple(TABLES["projections"].columns).index("name")
+    names = [row[place] async for page in _pages(held, "projections") for row in page]
+    prefixes = {sql_table_prefix(name): name for name in names}
+    found = set()
+    for table in await held.tables():
+        if _SQL_TABLE.match(table):
+            found.add(max((prefix for prefix in prefixes if table.startswith(prefix)), key=len, default=""))
+    return frozenset(prefixes[prefix] for prefix in found if prefix)
+
+
+class _Arrival:
+    """How rows arrive.
+
+    Attributes:
+        starting_anew: SQL projections: nothing is copied of how far they were, for their tables are left behind.
+        last_position: Of the last event.
+    """
+
+    def __init__(self, starting_anew: frozenset[str]) -> None:
+        self.starting_anew = starting_anew
+        self.last_position = 0
+
+    def images(self, table: str, images: Sequence[_Row]) -> list[_Row]:
+        """Those of the rows that arrive, as they do."""
+        if table == WORKERS.name:
+            return []
+        columns = TABLES[table].columns
+        if table == SAGAS.name:
+            return [self._saga(dict(zip(columns, image, strict=True))) for image in images]
+        if table == CHECKPOINTS.name:
+            rows = [dict(zip(columns, image, strict=True)) for image in images]
+            return [self._checkpoint(row) for row in rows if not self._is_anew(row["name"])]
+        if TABLES[table].key[0] == "projection":
+            return [image for image in images if image[0] not in self.starting_anew]
+        return list(images)
+
+    def _saga(self, row: dict[str, Any]) -> _Row:
+        if row["owner"] and row["ended_at"] is None and row["wake_at"] is None:
+            # Its worker is dead, so it is due. Two copies are the same, hence no time of today.
+            row["wake_at"] = row["started_at"] or 0
+        return tuple({**row, "owner": row["owner"] and ""}.values())
+
+    def _checkpoint(self, row: dict[str, Any]) -> _Row:
+        position = row["position"] and min(row["position"], self.last_position)
+        return tuple({**row, "position": position, "owner": row["owner"] and ""}.values())
+
+    def _is_anew(self, checkpoint: str) -> bool:
+        kind, _, name = checkpoint.partition(":")
+        return kind == "projection" and name.rpartition("@")[0] in self.starting_anew
+
+
+# -- what is compared ------------------------------------------------------------------------------------------------
+
+
+async def _compare_streams(old: HeldStore, new: HeldStore, checksum: Any) -> list[int]:
+    """Compare both stores stream by stream; how many streams, records and events they have."""
+    streams = records = events = 0
+    there = _stream_sums(new)
+    async for name, was in _stream_sums(old):
+        arrived = await anext(there, None)
+        if arrived != (name, was):
+            raise StorageCorruptError(
+                f"stream {name!r} did not arrive as it was: nothing was copied; copy again, and if it is the same "
+                "stream, look for damage at the source"
+            )
+        checksum.update(msgspec.msgpack.encode((name, was)))
+        streams, records, events = streams + 1, records + was[0], events + was[1]
+    if (more := await anext(there, None)) is not None:
+        raise StorageCorruptError(f"stream {more[0]!r} arrived, but was not there: nothing was copied")
+    return [streams, records, events]
+
+
+async def _stream_sums(store: HeldStore) -> AsyncIterator[tuple[str, tuple[int, int, bytes]]]:
+    """Of each stream its name, how many records and events it has, and their digest."""
+    name, records, events, digest = "", 0, 0, hashlib.sha256()
+    async for page in _pages(store, EVENTS_BY_STREAM):
+        for row in page:
+            if row[_STREAM] != name:
+                if records:
+                    yield name, (records, events, digest.digest())
+                name, records, events, digest = row[_STREAM], 0, 0, hashlib.sha256()
+            records += 1
+            events += row[_COUNT]
+            digest.update(msgspec.msgpack.encode(row))
+    if records:
+        yield name, (records, events, digest.digest())
+
+
+async def _sum(store: HeldStore, part: str, arrival: _Arrival | None = None) -> _Sum:
+    """How many rows of a part there are, and their digest; where `arrival` is given, as they arrive."""
+    number, digest = 0, hashlib.sha256()
+    async for page in _pages(store, part):
+        rows = arrival.images(part, page) if arrival is not None and part in TABLES else page
+        number += len(rows)
+        for row in rows:
+            digest.update(msgspec.msgpack.encode(row))
+    return number, digest.digest()
+
+
+def _same(where: str, what: str, was: Any, arrived: Any) -> Any:
+    if was != arrived:
+        raise StorageCorruptError(f"{where}: {what} did not arrive as they were: nothing was copied; copy again")
+    return was

@@ -1,0 +1,43 @@
+-- A store that is held as a whole: its rows in order, page by page, and what is set when they were put.
+
+-- name: begin_held
+-- Several statements in one message. Who holds the store reads and writes elsewhere meanwhile, but not for ever. Rows
+-- just put have no statistics yet, and each page is the next stretch of an index whatever the planner thinks of them.
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+
+SET LOCAL idle_in_transaction_session_timeout = '10min';
+
+SET LOCAL statement_timeout = 0;
+
+SET LOCAL enable_seqscan = off;
+
+SET LOCAL enable_bitmapscan = off;
+
+SELECT ewe.lock_store();
+
+-- name: held_events
+SELECT position, stream, version, count, part, id, type, schema, data, metadata, recorded_at FROM ewe.events
+WHERE position > :position
+ORDER BY position
+LIMIT :limit;
+
+-- name: held_events_by_stream
+SELECT position, stream, version, count, part, id, type, schema, data, metadata, recorded_at FROM ewe.events
+WHERE (stream, version) > (:stream, :version)
+ORDER BY stream, version
+LIMIT :limit;
+
+-- name: held_units
+SELECT id, at FROM ewe.units
+WHERE (at, id) > (:at, :id)
+ORDER BY at, id
+LIMIT :limit;
+
+-- name: held_tables
+SELECT tablename AS name FROM pg_tables WHERE schemaname = :schema ORDER BY tablename;
+
+-- name: move_end
+SELECT setval('ewe.positions', greatest(:position::bigint, (SELECT last_value FROM ewe.positions)));
+
+-- name: identity
+SELECT pg_postmaster_start_time()::text || ' ' || current_database() AS identity;
