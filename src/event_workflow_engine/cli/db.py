@@ -1,14 +1,16 @@
 """`ewe db`: the store as a whole."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from cyclopts import App
+import msgspec
+from cyclopts import App, Parameter
 
-from event_workflow_engine.cli.opening import opened
+from event_workflow_engine.cli.opening import existing, opened, to_be_filled
 from event_workflow_engine.cli.options import COMMON, Common
 from event_workflow_engine.cli.output import cell, print_json, print_rows
 from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.storage import open_storage
+from event_workflow_engine.storage.copying import copy_store
 from event_workflow_engine.storage.port import Storage
 
 __all__ = ["app"]
@@ -51,6 +53,37 @@ async def check(*, common: Common = COMMON) -> None:
     """Whether the store can be opened by this version of the library, as it is. Says what to do where it cannot."""
     async with opened(common.url) as storage:
         await _say_version(storage, common)
+
+
+@app.command(name="copy")
+async def copy(
+    source: str,
+    target: str,
+    /,
+    *,
+    lease: Annotated[float, Parameter(help="Seconds without a heartbeat after which a worker is dead.")] = 15.0,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="JSON instead of a table.")] = False,
+) -> None:
+    """Copy a whole store into an empty one, on whichever backends they are, and compare both before it is kept.
+
+    No worker may run at either. The source is left as it was.
+    """
+    if not lease > 0:
+        raise DefinitionError(f"--lease {lease:g}: it is the workers' EngineConfig(lease=…), in seconds, above 0")
+    copied = await copy_store(existing(source), to_be_filled(target), lease=lease)
+    if as_json:
+        print_json(msgspec.to_builtins(copied))
+        return
+    rows = [
+        ("events", copied.events),
+        ("streams", copied.streams),
+        ("unit ids", copied.unit_ids),
+        *((table.replace("_", " "), number) for table, number in copied.rows.items() if number),
+        ("last position", copied.position),
+        ("checksum", copied.checksum),
+        *(("starts anew", name) for name in copied.starting_anew),
+    ]
+    print_rows(("", ""), [(cell(name, "bold"), cell(value)) for name, value in rows])
 
 
 async def _say_version(storage: Storage, common: Common) -> None:

@@ -1,4 +1,4 @@
-"""Opening a store that is there already: no command creates or migrates one."""
+"""Opening a store that is there already: no command migrates one, and only a copy makes one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.storage.port import Storage
 
-__all__ = ["existing", "opened"]
+__all__ = ["existing", "opened", "to_be_filled"]
 
 _SQLITE: Final = "sqlite:///"
 
@@ -39,6 +39,19 @@ def existing(url: str) -> Storage:
     if path.is_file() and not path.stat().st_size:
         raise StorageUnavailableError(f"{path}: the file is empty, no worker has used it yet; name another with --url")
     return storage
+
+
+def to_be_filled(url: str) -> Storage:
+    """The store at a URL that a copy is to be made at, to be entered; a file is made where there is none.
+
+    Raises:
+        DefinitionError: See `existing`.
+    """
+    if url.startswith(_SQLITE):
+        path = Path(url.removeprefix(_SQLITE))
+        if not path.exists() or (path.is_file() and not path.stat().st_size):
+            return open_storage(url, auto_upgrade=True)
+    return existing(url)
 
 
 @asynccontextmanager
