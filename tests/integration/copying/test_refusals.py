@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -104,6 +105,31 @@ async def test_a_worker_that_rises_while_it_is_looked_is_seen(new_url: Stores) -
         with pytest.raises(StoreInUseError, match="pid 1 on h"):
             await copy_store(Late(source), target, lease=0.2)
     assert (await copy_store(source, target, lease=0.2)).unit_ids == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_other_processes_wait_while_a_store_is_held(new_url: Stores, backend: str) -> None:
+    """Another object of the same store has a lock, a connection and a queue of its own, as another process has."""
+    url = new_url(backend)
+    held, go_on = asyncio.Event(), asyncio.Event()
+    order: list[str] = []
+
+    async def work(store: HeldStore) -> None:
+        held.set()
+        await go_on.wait()
+        order.append(f"held at {await store.end()}")
+
+    async with await upgraded(url) as one, open_storage(url) as other:
+        await one.write(unit(events("a")))
+        holding = asyncio.create_task(one.hold(work))
+        await held.wait()
+        writing = asyncio.create_task(other.write(unit(events("a"))))
+        writing.add_done_callback(lambda _: order.append("written"))
+        await asyncio.wait([writing], timeout=0.3)
+        go_on.set()
+        await asyncio.gather(holding, writing)
+        assert order == ["held at 1", "written"]
+        assert await one.head("a") == 2
 
 
 class Spoiling(Between):

@@ -77,6 +77,8 @@ def test_nothing_large_is_scanned(database: sqlite3.Connection, name: str) -> No
         "schedules_all": {"schedules"},
         "dead_letters_page": {"dead_letters"},
         "prune_units": {"units"},  # its first rows
+        "held_streams": {"streams"},  # all of them, once for each copy of the store
+        "held_units": {"units"},
     }.get(name, set())
     for sql in QUERIES[name].statements:
         names = {part.rstrip(",);\n") for part in sql.replace("(", " ").split() if part.startswith(":")}
