@@ -239,5 +239,6 @@ def liveness_of(storage: Storage, lease: float) -> Liveness:
         return HeartbeatLiveness(lease)
     path = storage.url.removeprefix("sqlite:///")
     if path != storage.url and os.name != "nt":
-        return FileLiveness(Path(f"{path}-ewe-workers"))
+        # One folder for one file, by whichever name it was opened: else its workers would take each other for dead.
+        return FileLiveness(Path(f"{os.path.realpath(path)}-ewe-workers"))
     return _of_storage.setdefault(storage, ProcessLiveness())

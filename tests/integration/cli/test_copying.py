@@ -65,6 +65,11 @@ def test_a_copy_beside_a_worker_is_refused(ewe: Ewe, tmp_path: Path, capsys: pyt
     with ewe.worker() as process:
         assert execute(["db", "copy", ewe.url, f"sqlite:///{target}"]) == FAILED
         assert re.search(rf"StoreInUseError: .*pid {process.pid}", capsys.readouterr().err)
+        # A link to the file is another name of the same store, whose workers are the same.
+        (tmp_path / "alias.db").symlink_to(ewe.url.removeprefix("sqlite:///"))
+        assert execute(["db", "copy", f"sqlite:///{tmp_path}/alias.db", f"sqlite:///{target}"]) == FAILED
+        assert re.search(rf"StoreInUseError: .*pid {process.pid}", capsys.readouterr().err)
+        assert ewe.json("db", "status")["workers"]
     assert not target.exists()
     assert execute(["db", "copy", ewe.url, f"sqlite:///{target}"]) == OK
 

@@ -22,7 +22,8 @@ class StoreLock:
     wait for seconds. Two files make a turnstile: who waits for the lock holds the turn, so the process that releases
     the lock queues behind it. The kernel drops both locks when a process dies.
 
-    It belongs to one thread. SQLite's own lock still guards the file against anybody who does not take this one.
+    It belongs to one thread. SQLite's own lock still guards the file against anybody who does not take this one. Names
+    that lead to the same file by symbolic links have the same lock.
     """
 
     def __init__(self, database: str) -> None:
@@ -31,6 +32,7 @@ class StoreLock:
         Raises:
             OSError: They cannot be created or opened.
         """
+        database = os.path.realpath(database)
         self._lock = os.open(f"{database}-ewe.lock", os.O_RDWR | os.O_CREAT, _MODE)
         try:
             self._turn = os.open(f"{database}-ewe.turn", os.O_RDWR | os.O_CREAT, _MODE)
