@@ -202,7 +202,7 @@ class HoldCases(Cases):
         assert await storage.outcome("u-1") is None
         await storage.write(unit(events("a", expected=0)))
 
-    async def test_others_wait(self, storage: Storage) -> None:
+    async def test_others_wait_while_it_is_held(self, storage: Storage) -> None:
         """A unit lands behind the work; one from inside of it would wait for itself, and is refused."""
         held, go_on = asyncio.Event(), asyncio.Event()
 
