@@ -38,6 +38,8 @@ _FIRST_PAGE: Final = 100
 _MOST_ROWS: Final = 2000
 _PAGE_BYTES: Final = 4_000_000
 _SQL_TABLE: Final = re.compile(r"p_.+_g\d+\Z")
+_QUEUE: Final = "queue:"
+"""How the owner of a saga begins that waits in a queue."""
 _STREAM, _COUNT = EVENT_COLUMNS.index("stream"), EVENT_COLUMNS.index("count")
 
 _Row = tuple[Any, ...]
@@ -74,8 +76,8 @@ async def copy_store(source: Storage, target: Storage, *, lease: float = 15.0) -
 
     Nobody writes to either meanwhile: who tries waits. Event ids, positions with their gaps, versions, packed records,
     times and rows are as they were, with these exceptions. Rows of workers are not copied, so sagas and checkpoints
-    that a dead one still had are nobody's, and due. A checkpoint behind the log's last event is at that event. SQL
-    projections start anew (`Copied.starting_anew`).
+    that a dead one still had are nobody's, and due; those that wait in a queue wait on. A checkpoint behind the log's
+    last event is at that event. SQL projections start anew (`Copied.starting_anew`).
 
     Args:
         source: The store to be copied, entered or not; it is left as it was.
@@ -268,10 +270,12 @@ class _Arrival:
         return list(images)
 
     def _saga(self, row: dict[str, Any]) -> _Row:
-        if row["owner"] and row["ended_at"] is None and row["wake_at"] is None:
+        if not row["owner"] or row["owner"].startswith(_QUEUE):
+            return tuple(row.values())
+        if row["ended_at"] is None and row["wake_at"] is None:
             # Its worker is dead, so it is due. Two copies are the same, hence no time of today.
             row["wake_at"] = row["started_at"] or 0
-        return tuple({**row, "owner": row["owner"] and ""}.values())
+        return tuple({**row, "owner": ""}.values())
 
     def _checkpoint(self, row: dict[str, Any]) -> _Row:
         position = row["position"] and min(row["position"], self.last_position)
