@@ -34,9 +34,7 @@ __all__ = ["Copied", "copy_store"]
 
 _log: Final = logging.getLogger("event_workflow_engine.storage")
 
-_FIRST_PAGE: Final = 100
-_MOST_ROWS: Final = 2000
-_PAGE_BYTES: Final = 4_000_000
+_PAGE: Final = 2000
 _SQL_TABLE: Final = re.compile(r"p_.+_g\d+\Z")
 _QUEUE: Final = "queue:"
 """How the owner of a saga begins that waits in a queue."""
@@ -150,12 +148,10 @@ async def _copy_events(old: HeldStore, new: HeldStore, arrival: _Arrival) -> lis
 
 
 async def _pages(store: HeldStore, part: str) -> AsyncIterator[list[_Row]]:
-    """All rows of a part, so many at a time that a page of large ones fits into memory, too."""
-    reading, limit = store.rows(part), _FIRST_PAGE
-    while page := await reading.next(limit):
+    """All rows of a part, so many at a time that they fit into memory."""
+    reading = store.rows(part)
+    while page := await reading.next(_PAGE):
         yield page
-        size = sum(len(value) for row in page for value in row if isinstance(value, (str, bytes))) or 1
-        limit = max(1, min(_MOST_ROWS, 4 * limit, len(page) * _PAGE_BYTES // size))
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from event_workflow_engine.storage.exclusive import to_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from event_workflow_engine.storage.port import HeldStore
 
-__all__ = ["HoldingTransaction", "run_held"]
+__all__ = ["PAGE_BYTES", "HoldingTransaction", "page_of", "run_held"]
 
 T = TypeVar("T")
+
+PAGE_BYTES: Final = 4_000_000
+"""How much text and how many bytes end a page of rows, however few they are: it has to fit into memory."""
+
+
+def page_of(rows: Iterator[tuple[Any, ...]], limit: int) -> list[tuple[Any, ...]]:
+    """The next of the rows: see `RowPages.next`."""
+    page, size = [], 0
+    for row in islice(rows, limit):
+        page.append(row)
+        size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+        if size >= PAGE_BYTES:
+            break
+    return page
 
 
 class HoldingTransaction(Protocol):

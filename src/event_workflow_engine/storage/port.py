@@ -233,7 +233,7 @@ class RowPages(Protocol):
     """Rows in their order, some at a time."""
 
     async def next(self, limit: int, /) -> list[tuple[Any, ...]]:
-        """Up to `limit` more; none at the end."""
+        """Some more, `limit` of them at most and fewer where they are large; none at the end."""
         ...
 
 

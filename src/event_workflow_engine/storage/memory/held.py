@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from event_workflow_engine.storage.holding import page_of
 from event_workflow_engine.storage.port import EVENTS, EVENTS_BY_STREAM, UNITS, Appended, Record, Written
 from event_workflow_engine.storage.row_images import shape_of
 from event_workflow_engine.storage.sql_files import read_queries
@@ -104,7 +104,7 @@ class _Pages:
 
     async def next(self, limit: int, /) -> list[tuple[Any, ...]]:
         """See `RowPages.next`."""
-        return list(islice(self._rows, limit))
+        return page_of(self._rows, limit)
 
 
 def _events(state: MemoryState) -> Iterator[tuple[Any, ...]]:

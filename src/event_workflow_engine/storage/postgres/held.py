@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from event_workflow_engine.errors import DefinitionError
+from event_workflow_engine.storage.holding import PAGE_BYTES
 from event_workflow_engine.storage.port import EVENT_COLUMNS, EVENTS, EVENTS_BY_STREAM, UNITS
 from event_workflow_engine.storage.postgres.connections import fetch_named
 from event_workflow_engine.storage.postgres.errors import storage_error
@@ -132,13 +133,13 @@ class PostgresHolding:
 
     async def page(self, part: str, after: dict[str, Any], limit: int) -> list[tuple[Any, ...]]:
         """The rows of a part behind what the parameters say."""
-        return await self._named(f"held_{part}", **after, limit=limit)
+        return await self._named(f"held_{part}", **after, limit=limit, bytes=PAGE_BYTES)
 
     async def table_page(self, table: str, after: tuple[Any, ...] | None, limit: int) -> list[tuple[Any, ...]]:
         """The rows of a declared table behind a key."""
         sql = rows_behind(table, self._schema, first=after is None)
         try:
-            rows = await self._connection.fetch(sql, *(after or ()), limit, timeout=_COMMAND_S)
+            rows = await self._connection.fetch(sql, *(after or ()), limit, PAGE_BYTES, timeout=_COMMAND_S)
         except Exception as error:
             raise storage_error(error, self._address.shown) from error
         return [tuple(row) for row in rows]

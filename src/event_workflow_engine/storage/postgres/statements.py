@@ -21,7 +21,7 @@ OWN_TABLES: Final = frozenset({"events", "units", "schema_migrations", *TABLES})
 
 @lru_cache(maxsize=512)
 def rows_behind(table: str, schema: str, *, first: bool) -> str:
-    """Columns of the rows behind a key, by key; a parameter for each column of the key, and how many rows.
+    """Columns of the rows behind a key, by key; parameters: the key's columns, how many rows, how many bytes end them.
 
     Args:
         table: Which.
@@ -33,7 +33,13 @@ def rows_behind(table: str, schema: str, *, first: bool) -> str:
     after = [f"${place}::{_TYPES[declared.columns[column]]}" for place, column in enumerate(declared.key, 1)]
     behind, limit = ("", 1) if first else (f"WHERE ({key}) > ({', '.join(after)}) ", len(after) + 1)
     columns = ", ".join(declared.columns)
-    return f"SELECT {columns} FROM {schema}.{table} {behind}ORDER BY {key} LIMIT ${limit}"
+    sizes = [f"coalesce(octet_length({c}), 0)" for c, kind in declared.columns.items() if kind in ("text", "blob")]
+    return (
+        f"SELECT {columns} FROM ("
+        f"SELECT *, sum({' + '.join(sizes)}) OVER (ORDER BY {key} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS "
+        f"bytes_before FROM {schema}.{table} {behind}ORDER BY {key} LIMIT ${limit}"
+        f") AS page WHERE coalesce(bytes_before, 0) < ${limit + 1} ORDER BY {key}"
+    )
 
 
 @lru_cache(maxsize=512)

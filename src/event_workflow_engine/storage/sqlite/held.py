@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import suppress
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from event_workflow_engine.errors import StorageCorruptError
+from event_workflow_engine.storage.holding import page_of
 from event_workflow_engine.storage.port import EVENTS, EVENTS_BY_STREAM, UNITS
 from event_workflow_engine.storage.row_images import shape_of
 from event_workflow_engine.storage.sqlite.connection import open_writer
@@ -113,7 +113,7 @@ class _Pages:
 
     async def next(self, limit: int, /) -> list[tuple[Any, ...]]:
         """See `RowPages.next`."""
-        rows: list[tuple[Any, ...]] = await self._call(lambda: list(islice(self._rows, limit)))
+        rows: list[tuple[Any, ...]] = await self._call(page_of, self._rows, limit)
         return rows
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from event_workflow_engine.errors import EngineStateError, StoreNotEmptyError
 from event_workflow_engine.storage.copying import copy_store
+from event_workflow_engine.storage.holding import PAGE_BYTES
 from event_workflow_engine.storage.opening import open_storage
 from event_workflow_engine.storage.port import (
     EVENT_COLUMNS,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.port import HeldStore, Storage
     from event_workflow_engine.storage.tables import ColumnType
 
+LARGE = PAGE_BYTES * 2 // 3
 AWKWARD = "ü \U0001f6b2 ' \" \\ \n \x01 \u2028 {} %s $1 :name"
 
 VALUES: dict[ColumnType, list[Any]] = {
@@ -111,6 +113,24 @@ class HoldCases(Cases):
                 shape = SHAPES[name]
                 assert await storage.get(name, image[: shape.width]) == shape.as_dict(image)
         assert sum(len(found[name]) for name in TABLES) == len(rows_of_all_tables())
+
+    async def test_large_rows_come_few_at_a_time(self, storage: Storage) -> None:
+        """However small those before them were: what is read at once fits into memory."""
+        many = [NewRecord(f"e-{n}", "t", b"") for n in range(50)]
+        large = [NewRecord(f"l-{n}", "t", b"", metadata=bytes(LARGE)) for n in range(5)]
+        await storage.write(Unit("e-0", AT, (Append("a", (*many, *large)),)))
+        documents = [("p", 1, f"k-{n}", "x" * (LARGE if n > 4 else 1)) for n in range(10)]
+
+        async def sizes(held: HeldStore) -> dict[str, list[int]]:
+            await held.put("documents", documents)
+            found: dict[str, list[int]] = {}
+            for part in (EVENTS, EVENTS_BY_STREAM, "documents"):
+                reading, found[part] = held.rows(part), []
+                while page := await reading.next(1000):
+                    found[part].append(len(page))
+            return found
+
+        assert await storage.hold(sizes) == {EVENTS: [52, 2, 1], EVENTS_BY_STREAM: [52, 2, 1], "documents": [7, 2, 1]}
 
     async def test_copied_to_and_fro(self, storage: Storage) -> None:
         """A copy into memory and one out of it hold the same, and go on as the original would."""

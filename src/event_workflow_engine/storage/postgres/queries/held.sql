@@ -16,16 +16,27 @@ SET LOCAL enable_bitmapscan = off;
 SELECT ewe.lock_store();
 
 -- name: held_events
-SELECT position, stream, version, count, part, id, type, schema, data, metadata, recorded_at FROM ewe.events
-WHERE position > :position
-ORDER BY position
-LIMIT :limit;
+-- A page ends with the row that makes it :bytes long, which is told without reading what is kept apart from the rows.
+SELECT position, stream, version, count, part, id, type, schema, data, metadata, recorded_at FROM (
+    SELECT *, sum(octet_length(data) + octet_length(metadata))
+        OVER (ORDER BY position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+    FROM ewe.events
+    WHERE position > :position
+    ORDER BY position
+    LIMIT :limit) AS page
+WHERE coalesce(bytes_before, 0) < :bytes
+ORDER BY position;
 
 -- name: held_events_by_stream
-SELECT position, stream, version, count, part, id, type, schema, data, metadata, recorded_at FROM ewe.events
-WHERE (stream, version) > (:stream, :version)
-ORDER BY stream, version
-LIMIT :limit;
+SELECT position, stream, version, count, part, id, type, schema, data, metadata, recorded_at FROM (
+    SELECT *, sum(octet_length(data) + octet_length(metadata))
+        OVER (ORDER BY stream, version ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+    FROM ewe.events
+    WHERE (stream, version) > (:stream, :version)
+    ORDER BY stream, version
+    LIMIT :limit) AS page
+WHERE coalesce(bytes_before, 0) < :bytes
+ORDER BY stream, version;
 
 -- name: held_units
 SELECT id, at FROM ewe.units
