@@ -1,5 +1,8 @@
 """`ewe db`: the store as a whole."""
 
+import sys
+from collections.abc import Callable
+from time import monotonic
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -16,6 +19,9 @@ from event_workflow_engine.storage.port import Storage
 __all__ = ["app"]
 
 app: Final = App(name="db", help="The store as a whole.")
+
+_TELL_EVERY_S: Final = 5.0
+_TOLD: Final = {"position": "copied up to position", "event": "compared up to event"}
 
 
 @app.command(name="status")
@@ -66,11 +72,11 @@ async def copy(
 ) -> None:
     """Copy a whole store into an empty one, on whichever backends they are, and compare both before it is kept.
 
-    No worker may run at either. The source is left as it was.
+    No worker may run at either. The source is left as it was. How far it is goes to standard error.
     """
     if not lease > 0:
         raise DefinitionError(f"--lease {lease:g}: it is the workers' EngineConfig(lease=…), in seconds, above 0")
-    copied = await copy_store(existing(source), to_be_filled(target), lease=lease)
+    copied = await copy_store(existing(source), to_be_filled(target), lease=lease, tell=_teller())
     if as_json:
         print_json(msgspec.to_builtins(copied))
         return
@@ -82,8 +88,23 @@ async def copy(
         ("last position", copied.position),
         ("checksum", copied.checksum),
         *(("starts anew", name) for name in copied.starting_anew),
+        *(("left behind", name) for name in copied.left_behind),
     ]
     print_rows(("", ""), [(cell(name, "bold"), cell(value)) for name, value in rows])
+
+
+def _teller() -> Callable[[str, int, int], None]:
+    """Says how far a copy is: when it begins to copy, when it begins to compare, and now and then between."""
+    last, due = "", 0.0
+
+    def tell(what: str, number: int, of: int) -> None:
+        nonlocal last, due
+        if what != last or monotonic() >= due:
+            last, due = what, monotonic() + _TELL_EVERY_S
+            sys.stderr.write(f"{_TOLD[what]} {number:,} of {of:,}\n")
+            sys.stderr.flush()
+
+    return tell
 
 
 async def _say_version(storage: Storage, common: Common) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import re
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -26,15 +27,18 @@ from event_workflow_engine.storage.port import EVENT_COLUMNS, EVENTS, EVENTS_BY_
 from event_workflow_engine.storage.tables import CHECKPOINTS, SAGAS, TABLES, WORKERS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from event_workflow_engine.storage.port import HeldStore, Storage
+
+    Tell = Callable[[str, int, int], None]
 
 __all__ = ["Copied", "copy_store"]
 
 _log: Final = logging.getLogger("event_workflow_engine.storage")
 
 _PAGE: Final = 2000
+_LOOK_EVERY_S: Final = 0.5
 _SQL_TABLE: Final = re.compile(r"p_.+_g\d+\Z")
 _QUEUE: Final = "queue:"
 """How the owner of a saga begins that waits in a queue."""
@@ -57,6 +61,7 @@ class Copied(msgspec.Struct, frozen=True):
         position: Where the log ends; the target's next event is behind it.
         checksum: SHA-256 of all that was copied, the same for two stores that hold the same.
         starting_anew: SQL projections, whose tables are not copied: they fold the log again from its beginning.
+        left_behind: Other tables beside the store's own, such as an application's. They are not copied.
     """
 
     records: int
@@ -67,25 +72,29 @@ class Copied(msgspec.Struct, frozen=True):
     position: int
     checksum: str
     starting_anew: tuple[str, ...]
+    left_behind: tuple[str, ...]
 
 
-async def copy_store(source: Storage, target: Storage, *, lease: float = 15.0) -> Copied:
+async def copy_store(source: Storage, target: Storage, *, lease: float = 15.0, tell: Tell | None = None) -> Copied:
     """Copy all of `source` into `target`, and compare both before anything of it is kept.
 
-    Nobody writes to either meanwhile: who tries waits. Event ids, positions with their gaps, versions, packed records,
-    times and rows are as they were, with these exceptions. Rows of workers are not copied, so sagas and checkpoints
-    that a dead one still had are nobody's, and due; those that wait in a queue wait on. A checkpoint behind the log's
-    last event is at that event. SQL projections start anew (`Copied.starting_anew`).
+    Nobody writes to either meanwhile: who tries waits, and one who waits at the source ends the copy, for what it is
+    about to write would be there alone. Event ids, positions with their gaps, versions, packed records, times and rows
+    are as they were, with these exceptions. Rows of workers are not copied, so sagas and checkpoints that a dead one
+    still had are nobody's, and due; those that wait in a queue wait on. A checkpoint behind the log's last event is at
+    that event. SQL projections start anew (`Copied.starting_anew`), other tables stay behind (`Copied.left_behind`).
 
     Args:
         source: The store to be copied, entered or not; it is left as it was.
         target: An empty store, entered or not.
         lease: Seconds after which an unchanged heartbeat says that a worker is dead, where there are heartbeats: what
             the workers' own `EngineConfig` has.
+        tell: Called often while it goes on: with ``"position"`` as the log is copied and ``"event"`` as it is compared,
+            and how far that is, and of how much.
 
     Raises:
         DefinitionError: Both are the same store; or a text holds what the target cannot.
-        StoreInUseError: A worker runs at one of them.
+        StoreInUseError: A worker runs at one of them, or somebody else was about to write to the source.
         StoreNotEmptyError: The target holds something.
         StorageCorruptError: What arrived is not what was there, or the source is damaged.
         StorageError: A store cannot be entered, or cannot do its work. Where the target was lost while it committed,
@@ -100,51 +109,115 @@ async def copy_store(source: Storage, target: Storage, *, lease: float = 15.0) -
 
             async def hold_target(old: HeldStore) -> Copied:
                 await _require_still_dead(source, old, dead)
-                return await target.hold(lambda new: _copy(old, new, target.url))
+                return await target.hold(lambda new: _Copy(old, new, source.url, target.url, tell).run())
 
             return await source.hold(hold_target)
 
 
-async def _copy(old: HeldStore, new: HeldStore, where: str) -> Copied:
-    await _require_empty(new, where)
-    arrival = _Arrival(await _sql_projections(old))
-    counted = await _copy_events(old, new, arrival)
-    async for page in _pages(old, UNITS):
-        await new.put(UNITS, page)
-    for table in TABLES:
-        async for page in _pages(old, table):
-            if images := arrival.images(table, page):
-                await new.put(table, images)
-    position = await old.end()
-    await new.move_end(position)
+class _Copy:
+    """One copy, while both stores are held."""
 
-    checksum = hashlib.sha256()
-    streams, *read_back = await _compare_streams(old, new, checksum)
-    if read_back != counted:
-        raise StorageCorruptError(
-            f"{where}: {counted} records and events were read by position at the source, but {read_back} by their "
-            "streams, so the source is damaged: nothing was copied; restore it from a backup"
-        )
-    sums = {
-        part: _same(where, part, await _sum(old, part, arrival), await _sum(new, part)) for part in (UNITS, *TABLES)
-    }
-    _same(where, "positions", position, await new.end())
-    checksum.update(msgspec.msgpack.encode([position, sorted(sums.items())]))
-    records, events = counted
-    rows = {table: sums[table][0] for table in TABLES if table != WORKERS.name}
-    anew = tuple(sorted(arrival.starting_anew))
-    return Copied(records, events, streams, sums[UNITS][0], rows, position, checksum.hexdigest(), anew)
+    def __init__(self, old: HeldStore, new: HeldStore, source: str, target: str, tell: Tell | None) -> None:
+        self._old = old
+        self._new = new
+        self._source = source
+        self._target = target
+        self._tell = tell
+        self._look_at = 0.0
 
+    async def run(self) -> Copied:
+        """Copy, and compare."""
+        old, new, target = self._old, self._new, self._target
+        await _require_empty(new, target)
+        anew, left_behind = await _other_tables(old)
+        arrival = _Arrival(anew)
+        position = await old.end()
+        counted = await self._copy_events(arrival, position)
+        async for page in _pages(old, UNITS):
+            await new.put(UNITS, page)
+        for table in TABLES:
+            async for page in _pages(old, table):
+                if images := arrival.images(table, page):
+                    await new.put(table, images)
+        await new.move_end(position)
 
-async def _copy_events(old: HeldStore, new: HeldStore, arrival: _Arrival) -> list[int]:
-    """Copy the log; how many records and events it has."""
-    records = events = 0
-    async for page in _pages(old, EVENTS):
-        await new.put(EVENTS, page)
-        records += len(page)
-        events += sum(row[_COUNT] for row in page)
-        arrival.last_position = page[-1][0]
-    return [records, events]
+        checksum = hashlib.sha256()
+        streams, *read_back = await self._compare_streams(checksum, counted[1])
+        if read_back != counted:
+            raise StorageCorruptError(
+                f"{target}: {counted} records and events were read by position at the source, but {read_back} by their "
+                "streams, so the source is damaged: nothing was copied; restore it from a backup"
+            )
+        sums = {part: await self._compare(part, arrival) for part in (UNITS, *TABLES)}
+        # It is behind where another copy into this store was undone: positions that were given are not given again.
+        if await new.end() < position:
+            raise StorageCorruptError(f"{target}: positions would go back: nothing was copied; copy again")
+        checksum.update(msgspec.msgpack.encode(sorted(sums.items())))
+        await self._require_nobody_waits()
+        records, events = counted
+        rows = {table: sums[table][0] for table in TABLES if table != WORKERS.name}
+        return Copied(
+            records, events, streams, sums[UNITS][0], rows, position, checksum.hexdigest(),
+            tuple(sorted(anew)), left_behind,
+        )  # fmt: skip
+
+    async def _copy_events(self, arrival: _Arrival, end: int) -> list[int]:
+        """Copy the log; how many records and events it has."""
+        records = events = 0
+        async for page in _pages(self._old, EVENTS):
+            await self._new.put(EVENTS, page)
+            records += len(page)
+            events += sum(row[_COUNT] for row in page)
+            arrival.last_position = page[-1][0]
+            await self._passed("position", arrival.last_position, end)
+        return [records, events]
+
+    async def _passed(self, what: str, number: int, of: int) -> None:
+        if self._tell is not None:
+            self._tell(what, number, of)
+        if time.monotonic() >= self._look_at:
+            await self._require_nobody_waits()
+
+    async def _require_nobody_waits(self) -> None:
+        """See that nobody has come to the source meanwhile.
+
+        Raises:
+            StoreInUseError: Somebody has.
+        """
+        if await self._old.awaited():
+            raise StoreInUseError(
+                f"{self._source}: another process came meanwhile and waits to write to it, or to open the file: "
+                "nothing was copied, for what it writes would be at the source alone; stop it, then copy again",
+                [],
+            )
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
+
+    async def _compare_streams(self, checksum: Any, of: int) -> list[int]:
+        """Compare both stores stream by stream; how many streams, records and events they have."""
+        streams = records = events = 0
+        there = _stream_sums(self._new)
+        async for name, was in _stream_sums(self._old):
+            arrived = await anext(there, None)
+            if arrived != (name, was):
+                raise StorageCorruptError(
+                    f"stream {name!r} did not arrive as it was: nothing was copied; copy again, and if it is the same "
+                    "stream, look for damage at the source"
+                )
+            checksum.update(msgspec.msgpack.encode((name, was)))
+            streams, records, events = streams + 1, records + was[0], events + was[1]
+            await self._passed("event", events, of)
+        if (more := await anext(there, None)) is not None:
+            raise StorageCorruptError(f"stream {more[0]!r} arrived, but was not there: nothing was copied")
+        return [streams, records, events]
+
+    async def _compare(self, part: str, arrival: _Arrival) -> _Sum:
+        """Compare all rows of a part; how many there are, and their digest."""
+        was, arrived = await _sum(self._old, part, arrival), await _sum(self._new, part)
+        if was != arrived:
+            raise StorageCorruptError(
+                f"{self._target}: {part} did not arrive as they were: nothing was copied; copy again"
+            )
+        return was
 
 
 async def _pages(store: HeldStore, part: str) -> AsyncIterator[list[_Row]]:
@@ -219,24 +292,30 @@ async def _require_empty(held: HeldStore, where: str) -> None:
     found += [table for table in await held.tables() if _SQL_TABLE.match(table)]
     if found:
         raise StoreNotEmptyError(
-            f"{where}: it is not empty, there are rows in {', '.join(found)}: name a store that nobody has used; "
-            "what is there may be the outcome of an earlier copy"
+            f"{where}: it is not empty, there are rows in {', '.join(found)}: name a store that nobody has used as the "
+            "second one, which is the target; what is there may be the outcome of an earlier copy"
         )
 
 
 # -- what arrives otherwise than it was ------------------------------------------------------------------------------
 
 
-async def _sql_projections(held: HeldStore) -> frozenset[str]:
-    """The projections that have tables. A table is that of the one with the longest name that its own begins with."""
+async def _other_tables(held: HeldStore) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The SQL projections that have tables, and the tables that are of none.
+
+    A table is that of the projection with the longest name that its own begins with.
+    """
     place = tuple(TABLES["projections"].columns).index("name")
     names = [row[place] async for page in _pages(held, "projections") for row in page]
     prefixes = {sql_table_prefix(name): name for name in names}
-    found = set()
+    found, others = set(), []
     for table in await held.tables():
-        if _SQL_TABLE.match(table):
-            found.add(max((prefix for prefix in prefixes if table.startswith(prefix)), key=len, default=""))
-    return frozenset(prefixes[prefix] for prefix in found if prefix)
+        of = [prefix for prefix in prefixes if table.startswith(prefix)] if _SQL_TABLE.match(table) else []
+        if of:
+            found.add(prefixes[max(of, key=len)])
+        else:
+            others.append(table)
+    return frozenset(found), tuple(others)
 
 
 class _Arrival:
@@ -285,24 +364,6 @@ class _Arrival:
 # -- what is compared ------------------------------------------------------------------------------------------------
 
 
-async def _compare_streams(old: HeldStore, new: HeldStore, checksum: Any) -> list[int]:
-    """Compare both stores stream by stream; how many streams, records and events they have."""
-    streams = records = events = 0
-    there = _stream_sums(new)
-    async for name, was in _stream_sums(old):
-        arrived = await anext(there, None)
-        if arrived != (name, was):
-            raise StorageCorruptError(
-                f"stream {name!r} did not arrive as it was: nothing was copied; copy again, and if it is the same "
-                "stream, look for damage at the source"
-            )
-        checksum.update(msgspec.msgpack.encode((name, was)))
-        streams, records, events = streams + 1, records + was[0], events + was[1]
-    if (more := await anext(there, None)) is not None:
-        raise StorageCorruptError(f"stream {more[0]!r} arrived, but was not there: nothing was copied")
-    return [streams, records, events]
-
-
 async def _stream_sums(store: HeldStore) -> AsyncIterator[tuple[str, tuple[int, int, bytes]]]:
     """Of each stream its name, how many records and events it has, and their digest."""
     name, records, events, digest = "", 0, 0, hashlib.sha256()
@@ -328,9 +389,3 @@ async def _sum(store: HeldStore, part: str, arrival: _Arrival | None = None) -> 
         for row in rows:
             digest.update(msgspec.msgpack.encode(row))
     return number, digest.digest()
-
-
-def _same(where: str, what: str, was: Any, arrived: Any) -> Any:
-    if was != arrived:
-        raise StorageCorruptError(f"{where}: {what} did not arrive as they were: nothing was copied; copy again")
-    return was

@@ -263,6 +263,10 @@ class HeldStore(Protocol):
         """The names of all tables that stand beside the store's own, those of SQL projections among them."""
         ...
 
+    async def awaited(self) -> bool:
+        """Whether another process waits until the store is free, to write to it or, in a file, to open it."""
+        ...
+
 
 class Storage(Protocol):
     """A store. Opened by `open_storage`; entered and left as an async context manager.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,10 +32,15 @@ def test_to_postgresql_and_back(
     assert execute(["db", "upgrade", "--url", postgres_url]) == OK
     capsys.readouterr()
     assert execute(["db", "copy", ewe.url, postgres_url]) == OK
-    table = capsys.readouterr().out
+    table, told = capsys.readouterr()
     # A file that is not there is made.
     assert execute(["db", "copy", postgres_url, f"sqlite:///{tmp_path}/back.db", "--json"]) == OK
-    copied = json.loads(capsys.readouterr().out)
+    document, told_again = capsys.readouterr()
+    copied = json.loads(document)
+    for said in (told, told_again):  # once for each part, since it was quick
+        copying, comparing = said.splitlines()
+        assert re.fullmatch(rf"copied up to position \d+ of {copied['position']}", copying)
+        assert re.fullmatch(rf"compared up to event \d+ of {copied['events']}", comparing)
     status = ewe.json("db", "status")
     assert (copied["events"], copied["streams"], copied["position"]) == (
         status["events"], status["streams"], status["last_position"],
@@ -90,6 +97,27 @@ def test_wrong_arguments(
     assert execute(["db", "copy", *(one.format(there=tmp_path) for one in arguments)]) == code
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_a_newer_version_is_neither_read_nor_written(
+    ewe: Ewe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.db"
+    assert execute(["db", "copy", ewe.url, f"sqlite:///{other}"]) == OK
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    for source, target in ((f"sqlite:///{other}", f"sqlite:///{tmp_path}/new.db"), (ewe.url, f"sqlite:///{other}")):
+        capsys.readouterr()
+        assert execute(["db", "copy", source, target]) == FAILED
+        assert re.match(r"ewe: SchemaVersionError: .* 99, .*upgrade event-workflow-engine", capsys.readouterr().err)
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_tables_that_are_not_copied_are_named(ewe: Ewe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(ewe.url.removeprefix("sqlite:///"))) as connection:
+        connection.execute("CREATE TABLE their_own (n INTEGER)")
+    assert execute(["db", "copy", ewe.url, f"sqlite:///{tmp_path}/new.db"]) == OK
+    assert re.search(r"^left behind +their_own *$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_target_may_be_an_empty_store(ewe: Ewe, tmp_path: Path) -> None:

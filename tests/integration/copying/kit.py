@@ -85,14 +85,21 @@ class Life:
 
     def __init__(self) -> None:
         self.folded: list[str] = []
+        self.folded_inline: list[str] = []
         self.reminded = asyncio.Event()
         self.notes = DocumentProjection("copied", Notes)
         self.notes.on(Noted, key=lambda e: e.book)(self._fold)
+        self.inline = DocumentProjection("copied-inline", Notes, mode="inline")
+        self.inline.on(Noted, key=lambda e: e.book)(self._fold_inline)
         self.lines = SqlProjection("copied-lines", tables={"lines": "book TEXT, text TEXT"})
         self.lines.on(Noted)(self._line)
 
     def _fold(self, notes: Notes | None, noted: Noted) -> Notes:
         self.folded.append(noted.text)
+        return Notes([*(notes.texts if notes is not None else []), noted.text])
+
+    def _fold_inline(self, notes: Notes | None, noted: Noted) -> Notes:
+        self.folded_inline.append(noted.text)
         return Notes([*(notes.texts if notes is not None else []), noted.text])
 
     async def _line(self, tx: Transaction, noted: Noted) -> None:
@@ -105,7 +112,7 @@ class Life:
         """An engine so many days after the beginning."""
         engine = WorkflowEngine(storage, clock=VirtualClock(START + timedelta(days=days)))
         engine.register(sleeper, waiter, undone)
-        engine.projections.register(self.notes, self.lines)
+        engine.projections.register(self.notes, self.inline, self.lines)
         engine.scheduler.register(self.remind, name="remind")
         return engine
 
@@ -140,6 +147,9 @@ class Between:
         """The rows that are to be put in the place of these."""
         return rows
 
+    async def at_end(self) -> None:
+        """All was put, and each stream and table compared."""
+
     def before_commit(self) -> None:
         """All was put and compared."""
 
@@ -157,3 +167,7 @@ class _Held:
 
     async def put(self, part: str, rows: list[tuple[Any, ...]]) -> None:
         await self._held.put(part, self._between.put(part, rows))
+
+    async def end(self) -> int:
+        await self._between.at_end()
+        return await self._held.end()

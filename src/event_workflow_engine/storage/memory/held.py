@@ -97,6 +97,10 @@ class MemoryHolding:
         """See `HeldStore.tables`."""
         return [name for (name,) in self._sql.execute(_QUERIES["held_tables"].sql)]
 
+    async def awaited(self) -> bool:
+        """See `HeldStore.awaited`. No other process can."""
+        return False
+
 
 class _Pages:
     def __init__(self, rows: Iterator[tuple[Any, ...]]) -> None:

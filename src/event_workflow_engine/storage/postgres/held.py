@@ -131,6 +131,11 @@ class PostgresHolding:
         """See `HeldStore.tables`."""
         return [name for (name,) in await self._named("held_tables", schema=self._schema) if name not in OWN_TABLES]
 
+    async def awaited(self) -> bool:
+        """See `HeldStore.awaited`."""
+        ((awaited,),) = await self._named("held_awaited")
+        return bool(awaited)
+
     async def page(self, part: str, after: dict[str, Any], limit: int) -> list[tuple[Any, ...]]:
         """The rows of a part behind what the parameters say."""
         return await self._named(f"held_{part}", **after, limit=limit, bytes=PAGE_BYTES)

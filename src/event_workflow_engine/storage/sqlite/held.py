@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from event_workflow_engine.storage.sqlite.connection import Connect
+    from event_workflow_engine.storage.sqlite.writer import Writer
 
 __all__ = ["SqliteHolding"]
 
@@ -46,20 +47,25 @@ class SqliteHolding:
     Args:
         path: Of the file.
         connect: Makes the connection.
+        writer: This process's own, which rests meanwhile: it would wait for the lock to tend the file.
+        writer_thread: Where its methods run.
     """
 
-    def __init__(self, path: str, connect: Connect) -> None:
+    def __init__(self, path: str, connect: Connect, writer: Writer, writer_thread: JobThreads) -> None:
         self._path = path
         self._file = _HeldFile(path, connect)
         self._thread: JobThreads | None = None
+        self._writer = writer
+        self._writer_thread = writer_thread
 
     async def begin(self) -> SqliteHolding:
         """See `HoldingTransaction.begin`."""
+        await self._writer_thread.call(self._writer.rest)
         self._thread = JobThreads("ewe-hold")
         try:
             await self._call(self._file.begin)
         except BaseException:
-            await self._thread.stop()
+            await self._let_go()
             raise
         return self
 
@@ -76,7 +82,14 @@ class SqliteHolding:
         try:
             await self._call(how)
         finally:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        assert self._thread is not None
+        try:
             await self._thread.stop()
+        finally:
+            await self._writer_thread.call(self._writer.go_on)
 
     async def _call(self, job: Callable[..., T], *args: Any) -> T:
         assert self._thread is not None
@@ -104,6 +117,10 @@ class SqliteHolding:
     async def tables(self) -> list[str]:
         """See `HeldStore.tables`."""
         return await self._call(self._file.tables)
+
+    async def awaited(self) -> bool:
+        """See `HeldStore.awaited`."""
+        return await self._call(self._file.awaited)
 
 
 class _Pages:
@@ -189,6 +206,10 @@ class _HeldFile:
     def tables(self) -> list[str]:
         found = self._connection.execute(QUERIES["held_tables"].sql)
         return [name for (name,) in found if name not in OWN_TABLES]
+
+    def awaited(self) -> bool:
+        assert self._lock is not None
+        return self._lock.awaited()
 
     # -- writing -------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,16 @@ class StoreLock:
         if fcntl is not None:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
+    def awaited(self) -> bool:
+        """Whether another waits for the lock, which is held here."""
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+        return False
+
     def close(self) -> None:
         """Release it and close the files, which stay for others."""
         os.close(self._lock)

@@ -115,7 +115,7 @@ class SqliteStorage(GroupedStorage):
         return _SqliteTransaction(*self._writing)
 
     def _holding(self) -> SqliteHolding:
-        return SqliteHolding(self.path, self._connect)
+        return SqliteHolding(self.path, self._connect, *self._writing)
 
     async def identity(self) -> str:
         """Text that is the same for two objects where they are of one store: which file it is."""

@@ -57,6 +57,7 @@ class Writer:
         self._polls = 0  # since anything was committed
         self._complained = False  # that work between jobs fails, since it last succeeded
         self._newest = 0  # the latest Unit.at seen: the clock by which ids of units grow old
+        self._rests = False
         self.folder: InlineFolder | None = None
         self.listening = False
 
@@ -220,6 +221,14 @@ class Writer:
         finally:
             self._session.rollback()
 
+    def rest(self) -> None:
+        """Leave the file alone between jobs, for it is held as a whole, until `go_on`."""
+        self._rests = True
+
+    def go_on(self) -> None:
+        """Tend the file again."""
+        self._rests = False
+
     def synchronous(self) -> str:
         """How commits are made durable."""
         (level,) = self._session.connection.execute("PRAGMA synchronous").fetchone()
@@ -238,7 +247,7 @@ class Writer:
             return _UPKEEP_S
         self._polls = self._polls + 1 if quiet else 0
         try:
-            if self._checkpoints.due(quiet=quiet):
+            if self._checkpoints.due(quiet=quiet) and not self._rests:
                 self._upkeep()
             if quiet and self.listening:
                 session.notice_foreign_commits()

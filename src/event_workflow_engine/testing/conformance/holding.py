@@ -226,9 +226,10 @@ class HoldCases(Cases):
         """A unit lands behind the work; one from inside of it would wait for itself, and is refused."""
         held, go_on = asyncio.Event(), asyncio.Event()
 
-        async def work(_: HeldStore) -> None:
+        async def work(store: HeldStore) -> None:
             held.set()
             await go_on.wait()
+            assert not await store.awaited()  # by another process
             with pytest.raises(EngineStateError):
                 await storage.write(unit(events("inside")))
 

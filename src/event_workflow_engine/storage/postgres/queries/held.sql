@@ -47,6 +47,15 @@ LIMIT :limit;
 -- name: held_tables
 SELECT tablename AS name FROM pg_tables WHERE schemaname = :schema ORDER BY tablename;
 
+-- name: held_awaited
+-- Whether somebody waits for the lock of lock_store, whose 64 bits are shown as two halves.
+SELECT EXISTS (
+    SELECT 1 FROM pg_locks AS l
+    CROSS JOIN (SELECT hashtextextended('event-workflow-engine ewe.', 0) AS key) AS ours
+    WHERE l.locktype = 'advisory' AND NOT l.granted AND l.objsubid = 1
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.classid::bigint = ((ours.key >> 32) & 4294967295) AND l.objid::bigint = (ours.key & 4294967295)) AS awaited;
+
 -- name: move_end
 SELECT setval('ewe.positions', greatest(:position::bigint, (SELECT last_value FROM ewe.positions)));
 
