@@ -167,7 +167,8 @@ async def test_a_follower_stops_that_saw_what_a_failover_lost(primary: PostgresS
                 await note(EventStore(other), *range(20, 20 + grown))
             with pytest.raises(LogRewoundError, match=r"up to position 4, .* begin anew") as caught:
                 await following
-            assert (caught.value.position, caught.value.end) == (4, 2 + grown)
+            assert caught.value.position == 4
+            assert 2 <= caught.value.end <= 2 + grown, "it may look before all of them are written"
             assert read.numbers == [1, 2, 10, 11], "and it was shown nothing of the other log"
             with pytest.raises(LogRewoundError, match="this process had read"):
                 await note(store, 12)  # decided by what is lost, maybe: that is told once

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -26,53 +27,73 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.port import SqlSession, Storage, Unit
 
 
+class _Ledger:
+    """A table of a name of its own."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._name = f"ledger_{uuid4().hex[:12]}"
+        self.create = CREATE.replace("ledger", self._name)
+
+    async def insert(self, session: SqlSession, account: str = "a", cents: int = 5) -> None:
+        """Add a row."""
+        sql = INSERT.replace("ledger", self._name)
+        assert await session.execute(sql, {"account": account, "cents": cents}) == 1
+
+    async def count(self, session: SqlSession | None = None) -> int:
+        """How many rows there are, inside of a transaction or behind it."""
+        ((n,),) = [
+            tuple(r.values()) for r in await (session or self._storage).fetch(COUNT.replace("ledger", self._name), {})
+        ]
+        return int(n)
+
+
 class TransactCases(Cases):
     """Transactions that end with a unit."""
 
-    async def _count(self, storage: Storage) -> int:
-        ((n,),) = [tuple(row.values()) for row in await storage.fetch(COUNT, {})]
-        return int(n)
+    async def _table(self, storage: Storage) -> _Ledger:
+        """A table of the user's: unqualified names may mean a schema that many stores of a database share."""
+        ledger = _Ledger(storage)
 
-    async def _table(self, storage: Storage) -> None:
         async def work(session: SqlSession) -> Unit:
-            await session.execute(CREATE, {})
+            await session.execute(ledger.create, {})
             return unit(events("made"))
 
         await storage.transact(work)
+        return ledger
 
-    async def test_both(self, storage: Storage) -> None:
+    async def test_a_transaction_and_its_unit(self, storage: Storage) -> None:
         """The unit is of what the work found; hooks hear of it."""
-        await self._table(storage)
+        ledger = await self._table(storage)
         told: list[Any] = []
         storage.add_commit_hook(told.extend)
 
         async def work(session: SqlSession) -> Unit:
-            assert await session.execute(INSERT, {"account": "a", "cents": 5}) == 1
-            ((n,),) = [tuple(row.values()) for row in await session.fetch(COUNT, {})]
+            await ledger.insert(session)
             await session.check()
-            return unit(events(f"x-{n}", 2))
+            return unit(events(f"x-{await ledger.count(session)}", 2))
 
         written = await storage.transact(work)
         assert (written.appended[0].stream, written.appended[0].version) == ("x-1", 2)
-        assert await self._count(storage) == 1
+        assert await ledger.count() == 1
         assert [one for _, one in told] == [written]
 
-    async def test_neither_when_the_work_raises(self, storage: Storage) -> None:
+    async def test_no_transaction_when_its_work_raises(self, storage: Storage) -> None:
         """What it raised comes out, and nothing stays."""
-        await self._table(storage)
+        ledger = await self._table(storage)
 
         async def work(session: SqlSession) -> Unit:
-            await session.execute(INSERT, {"account": "a", "cents": 5})
+            await ledger.insert(session)
             raise LookupError("no")
 
         with pytest.raises(LookupError):
             await storage.transact(work)
-        assert await self._count(storage) == 0
+        assert await ledger.count() == 0
         await storage.write(unit(events("x")))
 
-    async def test_neither_when_the_unit_loses(self, storage: Storage) -> None:
+    async def test_no_transaction_when_its_unit_loses(self, storage: Storage) -> None:
         """By a version, a row, or a worker that was declared dead meanwhile."""
-        await self._table(storage)
+        ledger = await self._table(storage)
         await storage.write(row_unit(worker("w1"), saga("s1", owner="w1", fence=1)))
         await storage.write(unit(events("x")))
         taken = Row("sagas", "check", ("s1",), {}, {"owner": "w1", "fence": 2})
@@ -82,35 +103,35 @@ class TransactCases(Cases):
         for n, (loser, kind) in enumerate(zip(losers, kinds, strict=True)):
 
             async def work(session: SqlSession, n: int = n, loser: Unit = loser) -> Unit:
-                await session.execute(INSERT, {"account": f"a{n}", "cents": 5})
+                await ledger.insert(session, f"a{n}")
                 return loser
 
             with pytest.raises(kind):
                 await storage.transact(work)
-        assert await self._count(storage) == 0
+        assert await ledger.count() == 0
         assert await storage.head("x") == 1
 
-    async def test_a_unit_that_landed_is_not_worked_for_again(self, storage: Storage) -> None:
+    async def test_no_transaction_for_a_unit_that_landed(self, storage: Storage) -> None:
         """The same unit again returns the first answer, and its work is undone."""
-        await self._table(storage)
+        ledger = await self._table(storage)
         same = unit(events("x"))
 
         async def work(session: SqlSession) -> Unit:
             account = f"a{await storage.head('x')}"
-            await session.execute(INSERT, {"account": account, "cents": 5})
+            await ledger.insert(session, account)
             return same
 
         first = await storage.transact(work)
         assert await storage.transact(work) == first
-        assert await self._count(storage) == 1
+        assert await ledger.count() == 1
 
     async def test_one_that_is_cancelled_leaves_nothing(self, storage: Storage) -> None:
         """Neither rows nor a lock: the next goes on."""
-        await self._table(storage)
+        ledger = await self._table(storage)
         inside = asyncio.Event()
 
         async def work(session: SqlSession) -> Unit:
-            await session.execute(INSERT, {"account": "a", "cents": 5})
+            await ledger.insert(session)
             inside.set()
             await asyncio.Event().wait()
             raise AssertionError("unreachable")
@@ -120,10 +141,10 @@ class TransactCases(Cases):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await self._count(storage) == 0
+        assert await ledger.count() == 0
         await storage.write(unit(events("x")))
 
-    async def test_writes_from_inside_are_refused(self, storage: Storage) -> None:
+    async def test_writes_inside_of_a_transaction_are_refused(self, storage: Storage) -> None:
         """They would be no part of it, or wait for it."""
         errors: list[BaseException] = []
 
@@ -133,11 +154,10 @@ class TransactCases(Cases):
             except EngineStateError as error:
                 errors.append(error)
 
-        async def work(session: SqlSession) -> Unit:
+        async def work(_: SqlSession) -> Unit:
             await note(storage.write(row_unit(saga("s1"))))
             await note(storage.transact(work))
             await note(asyncio.create_task(storage.write(row_unit(saga("s3")))))
-            await session.execute(CREATE, {})
             return unit(events("x"))
 
         await storage.transact(work)
@@ -171,17 +191,17 @@ class TransactCases(Cases):
 
     async def test_many_at_once(self, storage: Storage) -> None:
         """Each commits once, whatever order they take."""
-        await self._table(storage)
+        ledger = await self._table(storage)
 
         async def one(n: int) -> None:
             async def work(session: SqlSession) -> Unit:
-                await session.execute(INSERT, {"account": f"a{n}", "cents": n})
+                await ledger.insert(session, f"a{n}", n)
                 return unit(events("hot"))
 
             await storage.transact(work)
 
         await asyncio.gather(*(one(n) for n in range(30)), *(storage.write(unit(events("hot"))) for _ in range(30)))
-        assert await self._count(storage) == 30
+        assert await ledger.count() == 30
         assert await storage.head("hot") == 60
         positions = [record.position for record in await storage.read_log(limit=100)]
         assert positions == sorted(set(positions))
