@@ -356,6 +356,41 @@ async def test_a_deferred_constraint_fails_the_step_not_the_commit(shared_bank: 
     assert await bank.accounts() == {}
 
 
+async def test_two_transactions_of_one_saga_end_at_once(shared_bank: Bank) -> None:
+    """The record of one is on its way to disk when the other one wants to be."""
+    bank, inside, go = shared_bank, asyncio.Semaphore(0), asyncio.Event()
+
+    async def act(ctx: StepContext[Any]) -> str:
+        await bank.insert(ctx, f"{ctx.saga_id} {ctx.step}")
+        inside.release()
+        await go.wait()
+        return ctx.step
+
+    names = [f"step-{n}" for n in range(5)]
+    saga_ = Saga("s", [SagaStep(name, act, transactional=True) for name in names])
+    async with bank.lab.engine(saga_) as engine:
+        handle = await engine.start(saga_, id="s")
+        for _ in names:
+            await inside.acquire()
+        go.set()
+        assert dict(await handle.result(timeout=8)) == {name: name for name in names}
+        assert (await bank.lab.facts(engine, "s")).count("step-started") == len(names)
+    assert len(await bank.accounts()) == len(names)
+
+
+@pytest.mark.parametrize("sql", ["DELETE FROM {}.sagas", "UPDATE {}.events SET type = 'x'", "TRUNCATE {}.units"])
+async def test_the_engines_tables_refuse_to_be_changed(shared_bank: Bank, sql: str) -> None:
+    schema = shared_bank.lab.storage.address.schema  # type: ignore[attr-defined]
+
+    async def act(ctx: StepContext[Any]) -> None:
+        await ctx.transaction.connection.execute(sql.format(schema))
+
+    saga_ = Saga("s", [SagaStep("act", act, transactional=True)])
+    async with shared_bank.lab.engine(saga_) as engine:
+        with pytest.raises(SagaFailedError, match="is the engine's: SQL of users may change their own tables only"):
+            await engine.execute(saga_, id="s")
+
+
 async def test_others_write_while_a_transaction_is_open(shared_bank: Bank) -> None:
     bank, inside, go = shared_bank, asyncio.Event(), asyncio.Event()
 

@@ -78,6 +78,13 @@ class Shop:
     async def orders(self) -> int:
         return int(await self.connection.fetchval(f"SELECT count(*) FROM {self.table}"))
 
+    async def refused(self) -> list[str]:
+        """Why what is still staged cannot be written."""
+        schema = self.engine.storage.address.schema  # type: ignore[attr-defined]
+        return [
+            row["refused"] for row in await self.connection.fetch(f"SELECT refused FROM {schema}.staged ORDER BY id")
+        ]
+
     async def nothing_staged(self) -> None:
         """Wait until all that was staged has been moved, or refused."""
         async with asyncio.timeout(10):
@@ -192,6 +199,7 @@ async def test_an_open_transaction_holds_nobody_up(shop: Shop) -> None:
     await shop.nothing_staged()
     rows = await shop.engine.storage.query("sagas_page", state=None, saga=None, after="", limit=9)
     assert [row["id"] for row in rows] == ["g-1"]
+    assert await shop.refused() == []
 
 
 async def test_what_cannot_happen_is_refused_at_once_where_that_is_known(shop: Shop) -> None:
@@ -232,10 +240,7 @@ async def test_what_turns_out_impossible_later_is_told_of_and_kept(
         await engine.execute(greeting, "bob", id="g-1")
     await shop.nothing_staged()
     assert await engine.storage.head("order-1") == 1, "the others of the transaction happen"
-    refused = await connection.fetch(
-        f"SELECT refused FROM {engine.storage.address.schema}.staged ORDER BY id"  # type: ignore[attr-defined]
-    )
-    assert len(refused) == 2
+    assert len(await shop.refused()) == 2
     assert caplog.text.count("cannot be written, and stays in table staged") == 2
     assert (await engine.handle("g-1", greeting).result())["greet"] == "hello bob"
 
