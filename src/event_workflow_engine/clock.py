@@ -13,7 +13,7 @@ Duration = float | timedelta
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_LONGEST_SLEEP_S: Final = 3600.0
+_LONGEST_SLEEP_S: Final = 1.0
 
 
 class Clock(Protocol):
@@ -36,8 +36,8 @@ class SystemClock:
         return datetime.now(UTC)
 
     async def sleep_until(self, when: datetime, /) -> None:
-        """Wait until the wall clock shows `when`."""
-        # In slices, so that a wall clock that is set (NTP, suspend) is noticed within the hour.
+        """Wait until the wall clock shows `when`. A clock that is set meanwhile is followed within a second."""
+        # In slices: the loop's timers know nothing of a wall clock that is set (NTP, suspend), on or back.
         while (left := (when - self.now()).total_seconds()) > 0:  # noqa: ASYNC110 - time is what is waited for
             await asyncio.sleep(min(left, _LONGEST_SLEEP_S))
 

@@ -54,6 +54,26 @@ async def test_it_waits_until_the_clock_shows_it() -> None:
     assert clock.now() >= when
 
 
+@pytest.mark.parametrize("back", [timedelta(), timedelta(hours=1)], ids=["set on", "set back and on again"])
+async def test_a_clock_that_is_set_is_followed_within_a_second(back: timedelta) -> None:
+    """Also one that was set right again while somebody had begun to wait by the wrong time."""
+
+    class Set(SystemClock):
+        off = timedelta()
+
+        def now(self) -> datetime:
+            return super().now() + self.off
+
+    clock = Set()
+    when = clock.now() + timedelta(hours=1)
+    clock.off = -back
+    waiting = asyncio.create_task(clock.sleep_until(when))
+    await asyncio.sleep(0)  # it has begun to wait
+    clock.off = timedelta(hours=1)
+    async with asyncio.timeout(2):
+        await waiting
+
+
 async def test_waiting_can_be_cancelled() -> None:
     clock = SystemClock()
     with pytest.raises(TimeoutError):
