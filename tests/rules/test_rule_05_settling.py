@@ -95,9 +95,10 @@ async def test_rule_05_on_failure_cancel_cancels_steps_in_flight(lab: Lab) -> No
 
 
 async def test_rule_05_no_compensation_starts_before_a_timed_out_thread_has_ended(lab: Lab) -> None:
-    release, log, timed_out = threading.Event(), list[str](), asyncio.Event()
+    begun, release, log, timed_out = threading.Event(), threading.Event(), list[str](), asyncio.Event()
 
     def charge() -> None:
+        begun.set()
         release.wait(10)
         log.append("the charge landed")
 
@@ -110,8 +111,9 @@ async def test_rule_05_no_compensation_starts_before_a_timed_out_thread_has_ende
     saga_ = Saga("s", [SagaStep("charge", charge, refund, timeout=0.01), SagaStep("watch", watch)])
     async with lab.engine(saga_) as engine:
         handle = await engine.start(saga_, id="s-1")
+        await asyncio.to_thread(begun.wait, 10)
         with pytest.raises(TimeoutError):
-            await handle.result(timeout=0.05)
+            await handle.result(timeout=0.2)  # the step's own time was over long before
         assert log == []
         timed_out.set()
         release.set()
