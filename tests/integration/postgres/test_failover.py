@@ -103,7 +103,7 @@ async def test_all_that_was_acknowledged_is_on_a_synchronous_standby(
             stored = Counter([one.id for one in await storage.read_stream("steady", limit=1_000_000)])
     assert stored == Counter(acknowledged), "each append that was acknowledged is there, once"
     assert caplog.text.count("is in doubt") <= 2, "each of the two stores says in one line what happened"
-    assert "is in doubt" in caplog.text
+    assert "is in doubt" in caplog.text or "not listening" in caplog.text, "where no batch was under way, the listener"
 
 
 # -- commits that are lost ---------------------------------------------------------------------------------------------
