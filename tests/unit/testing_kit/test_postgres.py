@@ -71,6 +71,28 @@ def test_a_folder_without_programs_is_named() -> None:
         PostgresServer(binaries=Path("/nowhere")).__enter__()
 
 
+@pytest.mark.parametrize("address", ["198.51.100.1", "nowhere.invalid", "::1"])
+def test_an_address_of_another_machine_is_refused(address: str) -> None:
+    with pytest.raises(DefinitionError, match=f"{address}.* is no IPv4 address of this machine"):
+        PostgresServer(address=address).__enter__()
+
+
+@pytest.mark.timeout(60)
+async def test_a_server_and_its_standby_listen_where_they_are_told_and_ask_for_the_password() -> None:
+    with PostgresServer(settings={"fsync": "off"}, address="127.0.0.2") as primary, primary.standby() as standby:
+        for server in (primary, standby):
+            assert f"@127.0.0.2:{server.port}/" in server.url()
+            connection = await asyncpg.connect(server.url())
+            try:
+                assert await connection.fetchval("SELECT host(inet_server_addr())") == "127.0.0.2"
+            finally:
+                await connection.close()
+            with pytest.raises(asyncpg.InvalidPasswordError):
+                await asyncpg.connect(server.url(password="wrong"))
+            with pytest.raises(ConnectionRefusedError):
+                await asyncpg.connect(server.url().replace("127.0.0.2", "127.0.0.1"))
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("synchronous", [False, True])
 async def test_a_standby_takes_the_place_of_a_killed_primary(synchronous: bool) -> None:
