@@ -21,22 +21,24 @@ from event_workflow_engine.testing.postgres import PostgresServer
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[3]
 LEASE = 1.0
 
 
 class Workers:
-    """So many worker processes; one that is killed is replaced."""
+    """So many worker processes; one that is killed is replaced. `via`: what the command of each begins with."""
 
-    def __init__(self, url: str, ledger: Path, number: int) -> None:
+    def __init__(self, url: str, ledger: Path, number: int, *, via: Sequence[Sequence[str]] = ()) -> None:
         self._url = url
         self._ledger = ledger
-        self.running = [self._start() for _ in range(number)]
+        self._via = [*via, *[()] * (number - len(via))]
+        self.running = [self._start(place) for place in range(number)]
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self, place: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.postgres.soak_worker", self._url, str(LEASE)],
+            [*self._via[place], sys.executable, "-m", "tests.integration.postgres.soak_worker", self._url, str(LEASE)],
             cwd=ROOT,
             env={**os.environ, LEDGER: str(self._ledger)},
             stdin=subprocess.PIPE,
@@ -46,7 +48,7 @@ class Workers:
 
     def kill(self, place: int) -> None:
         _end(self.running[place])
-        self.running[place] = self._start()
+        self.running[place] = self._start(place)
 
     def close(self) -> None:
         for worker in self.running:

@@ -23,7 +23,7 @@ from event_workflow_engine.storage.port import Row
 from event_workflow_engine.testing.conformance.kit import row_unit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
 ROOT = Path(__file__).parents[3]
 LEASE = 1.0
@@ -44,9 +44,11 @@ class Place:
         self.opened = ExitStack()
 
     @contextmanager
-    def worker(self, starts: int = 0, lease: float = LEASE) -> Iterator[subprocess.Popen[str]]:
+    def worker(
+        self, starts: int = 0, lease: float = LEASE, *, via: Sequence[str] = ()
+    ) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.postgres.worker", self.url, str(lease), str(starts)],
+            [*via, sys.executable, "-m", "tests.integration.postgres.worker", self.url, str(lease), str(starts)],
             cwd=ROOT,
             env={**os.environ, LEDGER: str(self.ledger), GATE: str(self.fifo)},
             stdin=subprocess.PIPE,
