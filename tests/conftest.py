@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import random
+import shutil
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -31,8 +32,10 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this machine cannot run. The run counts it as deselected, and in CI it has to run."""
+    """Leave out what this machine cannot run. The run counts it as deselected; what CI is asked for has to run."""
     lacking = set() if os.geteuid() == 0 or "CI" in os.environ else {"needs_root"}
+    if "EWE_TEST_PGBOUNCER" not in os.environ and shutil.which("pgbouncer") is None:
+        lacking.add("needs_pgbouncer")
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in lacking)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
