@@ -64,6 +64,7 @@ class Worker:
         self._now = now
         self._owner = owner
         self._beat = 0
+        self._in_doubt = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -108,7 +109,6 @@ class Worker:
         complained = False
         while True:
             await asyncio.sleep(every if not complained else every * _MISSED_BEAT)
-            was_sure = self._liveness.is_sure()
             try:
                 await self.beat()
             except StorageError as error:
@@ -117,8 +117,6 @@ class Worker:
                     _log.warning("worker %s: its heartbeat failed, trying again: %s", self.ref.id, error)
                 continue
             complained = False
-            if not was_sure:
-                self._owner.worker_sure_again()
 
     async def beat(self) -> None:
         """Count one heartbeat; where others took this worker for dead, begin another life."""
@@ -130,7 +128,12 @@ class Worker:
             await self._storage.write(Unit(uuid7(), self._now(), rows=(row,)))
         except RowConflictError:
             await self._begin_again()
+        # Asked now and not when it was sent: doubt that arose while it was under way is over as well.
+        self._in_doubt |= not self._liveness.is_sure()
         self._liveness.beaten(sent)
+        if self._in_doubt and self._liveness.is_sure():
+            self._in_doubt = False
+            self._owner.worker_sure_again()
 
     async def _begin_again(self) -> None:
         dead = {"incarnation": self.ref.incarnation, "alive": 0}

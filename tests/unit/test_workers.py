@@ -1,0 +1,84 @@
+"""The heartbeats of one worker, over a store whose writes can be held back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from event_workflow_engine.errors import StorageUnavailableError
+from event_workflow_engine.storage import open_storage
+from event_workflow_engine.storage.liveness import HeartbeatLiveness
+from event_workflow_engine.workers import Worker
+
+if TYPE_CHECKING:
+    from event_workflow_engine.storage.port import Storage, Unit, WorkerRef
+
+LEASE = 1.0
+
+
+class SlowStorage:
+    """A store whose writes end when the test lets them, or fail."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.flows = asyncio.Event()
+        self.flows.set()
+        self.asked = asyncio.Event()
+        self.fails = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    async def write(self, unit: Unit) -> Any:
+        self.asked.set()
+        await self.flows.wait()
+        if self.fails:
+            raise StorageUnavailableError("away")
+        return await self._storage.write(unit)
+
+
+class Owner:
+    """Notes what a worker tells, and whether it was sure of itself then."""
+
+    def __init__(self, liveness: HeartbeatLiveness) -> None:
+        self._liveness = liveness
+        self.told: list[bool] = []
+        self.was_told = asyncio.Event()
+
+    def poke(self) -> None:
+        raise AssertionError("nobody else is there to be dead")
+
+    def worker_reborn(self, ref: WorkerRef) -> None:
+        raise AssertionError(f"nobody took {ref} for dead")
+
+    def worker_sure_again(self) -> None:
+        self.told.append(self._liveness.is_sure())
+        self.was_told.set()
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["late", "failed, and tried again"])
+async def test_rule_12_doubt_that_arises_while_a_heartbeat_is_under_way_ends_with_it(fails: bool) -> None:
+    """It is told, for whoever was in doubt meanwhile waits for that: sagas are claimed no sooner."""
+    async with open_storage("memory://") as opened:
+        storage, liveness = SlowStorage(opened), HeartbeatLiveness(LEASE)
+        owner = Owner(liveness)
+        worker = Worker(storage, liveness, lambda: 0, owner)  # type: ignore[arg-type]
+        await worker.start()
+        storage.asked.clear()
+        storage.flows.clear()
+        await storage.asked.wait()
+        assert liveness.is_sure(), "when the heartbeat was sent"
+        while liveness.is_sure():  # noqa: ASYNC110 - time is what is waited for
+            await asyncio.sleep(0)
+        storage.fails = fails
+        storage.flows.set()
+        async with asyncio.timeout(5):
+            if fails:
+                storage.asked.clear()
+                await storage.asked.wait()
+                storage.fails = False
+            await owner.was_told.wait()
+        await worker.stop()
+    assert owner.told == [True], "once, when it is sure"
