@@ -402,6 +402,8 @@ class SagaKeeper:
         """Sagas that are this worker's by their rows but not in its memory go to whoever claims them next."""
         kit = self.kit
         try:
+            # In its turn among all that is written, so behind the end of a claim whose answer was lost.
+            await kit.storage.perform("release_sagas", worker=kit.worker.id, ids="[]", now=kit.now())
             rows = await kit.storage.query("owned_sagas", worker=kit.worker.id)
             strays = [row["id"] for row in rows if row["id"] not in self._runs]
             ending = [one for one in strays if self._locks.held(one)]

@@ -117,6 +117,35 @@ async def test_reads_go_on_over_a_cut(storage: Storage, proxy: FaultProxy) -> No
     assert [one.stream for one in await storage.read_log()] == ["warm"]
 
 
+@pytest.mark.slow
+async def test_a_saga_whose_claim_lands_late_and_untold_is_not_forgotten(
+    direct: Storage, postgres_url: str, proxy: FaultProxy
+) -> None:
+    """The server takes longer to commit the claim than the worker takes to look for what it may have claimed."""
+    slow = """
+        CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON sagas DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (OLD.owner = '' AND NEW.owner <> '' AND NEW.fence = 1) EXECUTE FUNCTION late()
+    """
+    busy = World().saga()
+    starter = WorkflowEngine(direct, config=EngineConfig(worker=False))
+    worker = WorkflowEngine(proxy.url(postgres_url), config=EngineConfig(lease=5.0))
+    for engine in (starter, worker):
+        engine.register(busy)
+    async with starter:
+        handle = await starter.start(busy, id="b-1")
+        schema = postgres_url.rpartition("=")[2]
+        connection = await asyncpg.connect(postgres_url.partition("?")[0], server_settings={"search_path": schema})
+        await connection.execute(slow)
+        await connection.close()
+        cut = proxy.cut_after(COMMIT)
+        async with worker:
+            await handle.result(timeout=20)
+        assert cut.done()
+        (row,) = await direct.query("sagas_by_ids", ids='["b-1"]')
+        assert row["fence"] == 2, "the first claim had landed"
+
+
 # -- sagas ---------------------------------------------------------------------------------------------------------
 
 
