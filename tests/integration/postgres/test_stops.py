@@ -116,7 +116,8 @@ async def waits_for_lock(holder: Holder, times: int) -> None:
         await holder.run("SELECT pg_stat_clear_snapshot()")  # a transaction looks at the others only once
         rows = await holder.run(
             "SELECT a.pid, a.query_start FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid "
-            "WHERE l.locktype = 'advisory' AND NOT l.granted"
+            "JOIN pg_locks AS held USING (locktype, database, classid, objid, objsubid) "
+            "WHERE l.locktype = 'advisory' AND NOT l.granted AND held.granted AND held.pid = pg_backend_pid()"
         )
         seen.update(row["query_start"] for row in rows)
         await asyncio.sleep(0)
