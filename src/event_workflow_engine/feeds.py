@@ -130,6 +130,7 @@ class Tail:
         self._reader = reader
         self._id: str | None = None
         self._end: tuple[int, str | None] = (0, None)
+        self._rewinds = len(storage.rewinds)
 
     async def go_to_end(self) -> None:
         """Begin behind what is committed now."""
@@ -141,6 +142,7 @@ class Tail:
         Raises:
             LogRewoundError: What was seen is not there any more.
         """
+        self._rewinds = len(self._storage.rewinds)
         end, last = self._end = await self._look_at_end()
         if end < self.position:
             raise LogRewoundError(self._reader, self._storage.url, self.position, end)
@@ -171,17 +173,29 @@ class Tail:
             self.position, self._id = self._end
 
     async def check(self) -> None:
-        """See that what was seen is still there.
+        """See that what was seen is still there. What is submitted before the next await lands only while it is.
 
         Raises:
             LogRewoundError: It is not.
         """
         if self._id is None:
             return
-        found = await self._storage.read_log(after=self.position, limit=0, seen=True)
-        if not found or found[0].id != self._id:
-            end, _ = await self._look_at_end()
-            raise LogRewoundError(self._reader, self._storage.url, self.position, end)
+        rewinds = -1
+        while rewinds != len(self._storage.rewinds):  # another server may have answered than will be written to
+            rewinds = len(self._storage.rewinds)
+            found = await self._storage.read_log(after=self.position, limit=0, seen=True)
+            if not found or found[0].id != self._id:
+                end, _ = await self._look_at_end()
+                raise LogRewoundError(self._reader, self._storage.url, self.position, end)
+
+    def require_unrewound(self) -> None:
+        """See that what the last look brought may be counted on. What is submitted before the next await then may, too.
+
+        Raises:
+            LogRewoundError: Since then it was found out that a part of the log is lost.
+        """
+        if len(self._storage.rewinds) != self._rewinds:
+            raise LogRewoundError(self._reader, self._storage.url, self.position, self._storage.rewinds[-1][1])
 
     async def _look_at_end(self) -> tuple[int, str | None]:
         rows = await self._storage.query("log_end")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from event_workflow_engine import EventStore, NewEvent
 from event_workflow_engine.errors import LogRewoundError, RowConflictError
-from event_workflow_engine.feeds import Bell, ChangeBell, Feed, Progress
+from event_workflow_engine.feeds import Bell, ChangeBell, Feed, Progress, Tail
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.port import Row, Unit
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from event_workflow_engine.storage.port import Storage
+    from event_workflow_engine.storage.port import Record, Storage
 
 
 @pytest.fixture
@@ -169,3 +169,59 @@ async def test_a_log_that_ends_before_the_checkpoint_is_told(storage: Storage) -
     await storage.write(a_unit(1, Row("checkpoints", "insert", ("feed",), {"position": 7, "events": 7, "owner": ""})))
     with pytest.raises(LogRewoundError, match=r"position 7.*ends at position 0"):
         await feed(storage, "w-1").claim()
+
+
+class RewoundStorage:
+    """Answers from a log that is lost by then: with the answer comes the news of it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.rewinds: list[tuple[int, int]] = []
+        self.lost: list[bool] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    async def read_log(self, **wanted: Any) -> list[Record]:
+        found = await self._storage.read_log(**wanted)
+        if self.lost:
+            self.rewinds.append((5, 2))
+            if self.lost.pop(0):
+                found = []
+        return found
+
+
+@pytest.fixture
+async def rewound() -> AsyncIterator[tuple[Tail, RewoundStorage]]:
+    """A tail that has read five events, and its store."""
+    async with open_storage("memory://") as storage:
+        await EventStore(storage).append("a-1", [NewEvent("a", n) for n in range(5)])
+        rewound = RewoundStorage(storage)
+        tail = Tail(rewound, "reader")  # type: ignore[arg-type]
+        tail.move((await tail.look(100))[-1])
+        yield tail, rewound
+
+
+async def test_what_was_checked_is_checked_again_where_the_log_was_rewound_meanwhile(
+    rewound: tuple[Tail, RewoundStorage],
+) -> None:
+    tail, storage = rewound
+    storage.lost = [False]
+    await tail.check()
+    assert not storage.lost
+    storage.lost = [False, True]
+    with pytest.raises(LogRewoundError, match="reader had read the log of memory:// up to position 5"):
+        await tail.check()
+
+
+async def test_what_was_looked_at_is_void_where_the_log_was_rewound_since(
+    rewound: tuple[Tail, RewoundStorage],
+) -> None:
+    tail, storage = rewound
+    tail.require_unrewound()
+    storage.rewinds.append((5, 2))
+    with pytest.raises(LogRewoundError) as caught:
+        tail.require_unrewound()
+    assert (caught.value.position, caught.value.end) == (5, 2)
+    assert await tail.look(100) == []
+    tail.require_unrewound()

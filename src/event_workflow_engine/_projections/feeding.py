@@ -200,6 +200,7 @@ class GenerationFeed:
         return changes_of(self.projection, self._store.serializer, record, self._cursor)
 
     def _checkpoint(self, position: int, last: Record | None, count: int) -> Row:
+        self._tail.require_unrewound()
         values = {} if last is None else last_values(last)
         return self.feed.move(position, events=self.feed.events + count, **values)
 

@@ -191,7 +191,7 @@ class GroupCommitter:
 
         Raises:
             EngineStateError: The store was closed, or a transaction of it is around this call.
-            StorageError: The turn did not come in time.
+            StorageError: The turn did not come in time, or `refuse_waiting` was called.
         """
         self.check()
         turn: asyncio.Future[None] = self._loop.create_future()
@@ -201,7 +201,7 @@ class GroupCommitter:
             async with asyncio.timeout(patience):
                 await turn
         except (asyncio.CancelledError, TimeoutError) as error:
-            if turn.done() and not turn.cancelled():  # it was given to us and we will not take it
+            if turn.done() and not turn.cancelled() and turn.exception() is None:  # given to us, and we do not take it
                 self._release()
             if isinstance(error, TimeoutError):
                 raise StorageError(
@@ -238,6 +238,19 @@ class GroupCommitter:
                 "itself: put it into the unit that commits with the work, or make it afterwards"
             )
         return None
+
+    def refuse_waiting(self, error: Exception) -> None:
+        """Fail all that waits to be sent, and whoever waits for the store alone; what is sent goes on."""
+        waiting = [*self._queue, *self._line]
+        self._queue.clear()
+        self._line.clear()
+        self._turns = 0
+        for _, waiter in waiting:
+            if not isinstance(waiter, asyncio.Future):
+                self._loop.call_soon(waiter, error)
+            elif not waiter.done():
+                waiter.set_exception(error)
+        self._tell_watchers()
 
     # -- batches -------------------------------------------------------------------------------------------------
 

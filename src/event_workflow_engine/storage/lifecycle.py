@@ -16,6 +16,7 @@ from event_workflow_engine.storage.user_sql import bounded_hold
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from event_workflow_engine.errors import LogRewoundError
     from event_workflow_engine.storage.exclusive import ExclusiveTransaction
     from event_workflow_engine.storage.group_commit import Execute, Verdict
     from event_workflow_engine.storage.holding import HoldingTransaction
@@ -43,9 +44,12 @@ class GroupedStorage(ABC):
     """
 
     url: str
+    rewinds: list[tuple[int, int]]
+    """See `Storage.rewinds`."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.rewinds = []
         self._listeners = Listeners()
         self._folder: InlineFolder | None = None
         self._open_committer: GroupCommitter | None = None
@@ -98,6 +102,12 @@ class GroupedStorage(ABC):
 
     def _start(self, execute: Execute) -> None:
         self._open_committer = GroupCommitter(execute, self._listeners)
+
+    def _rewound(self, error: LogRewoundError) -> None:
+        """Something that this process knew of the log is lost: what was decided until now must not land."""
+        self.rewinds.append((error.position, error.end))
+        if self._open_committer is not None:
+            self._open_committer.refuse_waiting(error)
 
     @property
     def _committer(self) -> GroupCommitter:

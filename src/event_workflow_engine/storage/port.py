@@ -287,6 +287,16 @@ class Storage(Protocol):
 
     url: str
 
+    @property
+    def rewinds(self) -> Sequence[tuple[int, int]]:
+        """One entry for each time that something which this process had read or written turned out to be lost.
+
+        That may be so after a failover. An entry tells up to where the process knew the log, and where that ended. All
+        that is on its way or waits by then is refused with a `LogRewoundError`. Who reads, then decides, then writes
+        counts the entries before reading and again on writing: where there are more, what was decided is void.
+        """
+        ...
+
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc: object) -> None: ...
 

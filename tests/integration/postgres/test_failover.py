@@ -25,7 +25,7 @@ from event_workflow_engine import (
 )
 from event_workflow_engine.errors import LogRewoundError, SagaNotFoundError
 from event_workflow_engine.storage import open_storage
-from event_workflow_engine.storage.port import ANY_VERSION
+from event_workflow_engine.storage.port import ANY_VERSION, Unit
 from event_workflow_engine.testing.conformance.kit import append, record, unit
 from event_workflow_engine.testing.postgres import PostgresServer
 
@@ -180,6 +180,31 @@ async def test_a_follower_stops_that_saw_what_a_failover_lost(primary: PostgresS
                     if one.data.n == 30:
                         break
             assert again.numbers == [*range(20, 20 + grown), 30], "who begins anew goes on"
+
+
+async def test_nothing_lands_that_was_decided_before_the_loss_was_known(primary: PostgresServer) -> None:
+    """Whoever is refused first, as by a heartbeat: what waits behind it was decided by the same lost events."""
+    async with open_storage(primary.url(), auto_upgrade=True):
+        pass
+    with primary.standby() as standby:
+        async with open_storage(primary.url(others=[standby])) as storage:
+            await lose_commits(primary, standby, EventStore(storage), [])
+            assert not storage.rewinds
+
+            async def claim() -> None:
+                await storage.perform("release_sagas", worker="w-1", ids="[]", now=1)
+
+            sent = storage.submit(Unit("sent", 1))
+            await asyncio.sleep(0)
+            behind = [storage.submit(Unit("waits", 1)), asyncio.ensure_future(claim())]
+            told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            storage.post(Unit("posted", 1), told.set_result)
+            refused = await asyncio.gather(sent, *behind, told, return_exceptions=True)
+            assert [type(one) for one in refused] == [LogRewoundError] * 4
+            assert list(storage.rewinds) == [(4, 2)]
+            await storage.write(Unit("after", 1))
+            found = [await storage.outcome(name) for name in ("sent", "waits", "posted", "after")]
+            assert [one is not None for one in found] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("grown", [0, 2, 5], ids=lambda n: f"and {n} written since")

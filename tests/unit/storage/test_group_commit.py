@@ -215,6 +215,56 @@ async def test_tasks_that_outlive_exclusive_work_may_write() -> None:
     assert (await late[0]).unit_id == "late"
 
 
+async def test_what_waits_is_refused_on_demand_and_what_is_sent_goes_on() -> None:
+    backend = Backend(queue_limit=1)
+    committer, told, refusal = backend.committer, list[object](), StorageError("void")
+
+    async def nothing() -> None:
+        raise AssertionError("its turn never came")
+
+    sent = committer.submit(unit("sent"))
+    await turns()
+    queued, withdrawn = committer.submit(unit("queued")), committer.submit(unit("withdrawn"))
+    committer.post(unit("posted"), told.append)
+    withdrawn.cancel()
+    alone = asyncio.create_task(committer.alone(nothing))
+    in_line = asyncio.create_task(committer.write(unit("in line")))
+    settled = asyncio.create_task(committer.settled("queued"))
+    await turns()
+    committer.refuse_waiting(refusal)
+    assert not told, "only when the call has returned"
+    refused = await asyncio.gather(queued, alone, in_line, return_exceptions=True)
+    assert refused == [refusal] * 3
+    assert told == [refusal]
+    await settled
+    await backend.settle()
+    assert (await sent).unit_id == "sent"
+    last = committer.submit(unit("last"))
+    await backend.settle()
+    assert (await last).unit_id == "last"
+    await committer.alone(turns)
+    await committer.close()
+    assert backend.batches == [["sent"], ["last"]]
+
+
+async def test_alone_cancelled_when_it_was_just_refused_leaves_the_store_to_who_has_it() -> None:
+    backend = Backend()
+    sent = backend.committer.submit(unit("sent"))
+    await turns()
+    alone = asyncio.create_task(backend.committer.alone(turns))
+    await turns()
+    backend.committer.refuse_waiting(StorageError("void"))
+    alone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await alone
+    behind = backend.committer.submit(unit("behind"))
+    await turns()
+    assert backend.batches == [["sent"]], "one batch at a time"
+    await backend.settle()
+    await backend.settle()
+    assert [(await one).unit_id for one in (sent, behind)] == ["sent", "behind"]
+
+
 async def test_close_drains_then_refuses() -> None:
     backend = Backend(queue_limit=1, batch_limit=1)
     futures = [backend.committer.submit(unit(name)) for name in "ab"]

@@ -15,8 +15,9 @@ from event_workflow_engine.storage.postgres.errors import is_lost_connection, st
 from event_workflow_engine.storage.postgres.queries import statements_in
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+    from event_workflow_engine.errors import LogRewoundError
     from event_workflow_engine.storage.judging.landed import LandedUnit
     from event_workflow_engine.storage.port import Rows
     from event_workflow_engine.storage.postgres.address import Address
@@ -36,13 +37,22 @@ _COMMAND_S: Final = 30.0
 class Connections:
     """The connections of one store that is open.
 
+    Args:
+        address: Of the database.
+        rewinds: See `Storage.rewinds`.
+        on_rewound: Called when what was known of the log turns out to be lost; adds that to `rewinds`.
+
     Attributes:
         newest: Position and id of the last record that was read or written over them.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(
+        self, address: Address, rewinds: Sequence[tuple[int, int]], on_rewound: Callable[[LogRewoundError], None]
+    ) -> None:
         self.address = address
         self.newest: tuple[int, str] | None = None
+        self.rewinds = rewinds
+        self.on_rewound = on_rewound
         self._pool: asyncpg.Pool[Any] | None = None
 
     async def open(self) -> None:

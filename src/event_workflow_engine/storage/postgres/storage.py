@@ -62,7 +62,7 @@ class PostgresStorage(GroupedStorage):
         super().__init__(self.address.shown)
         self._auto_upgrade = auto_upgrade
         self._sender = uuid7()
-        self._connections = Connections(self.address)
+        self._connections = Connections(self.address, self.rewinds, self._rewound)
         self._writer: Writer | None = None
         self._notices: Notices | None = None
         self._spares: Spares | None = None

@@ -95,7 +95,7 @@ class Writer:
         would hold what never was, and a checkpoint pass over what is.
 
         Raises:
-            LogRewoundError: It is not. Once: what is decided from here on is decided by what there is.
+            LogRewoundError: It is not. What is decided from here on is decided by what there is.
         """
         newest = self._connections.newest
         if newest is None:
@@ -109,10 +109,22 @@ class Writer:
             self._drop()  # unchecked it must not be used
             raise
         end = rows[0]["position"] if rows else 0
-        self._connections.newest = (end, rows[0]["id"]) if rows else None
         rewound = LogRewoundError("this process", self._address.shown, newest[0], end)
         _log.error("%s", rewound)
+        self._connections.newest = (end, rows[0]["id"]) if rows else None
+        self._connections.on_rewound(rewound)
         raise rewound
+
+    async def _open_for(self, rewinds: int) -> None:
+        """Connect, for what was decided when so many rewinds were known.
+
+        Raises:
+            LogRewoundError: By now there are more.
+            StorageError: There is no connection to be had.
+        """
+        await self.open()
+        if len(self._connections.rewinds) != rewinds:  # another writer found it out
+            raise LogRewoundError("this process", self._address.shown, *self._connections.rewinds[-1])
 
     @property
     def is_connected(self) -> bool:
@@ -130,12 +142,13 @@ class Writer:
 
     async def batch(self, units: Sequence[Unit]) -> list[Verdict]:
         """Write a batch: a verdict for each unit. Raises nothing."""
+        rewinds = len(self._connections.rewinds)
         try:
-            verdicts = await self._optimistically(units)
+            verdicts = await self._optimistically(units, rewinds)
         except LogRewoundError as error:
             verdicts = [error] * len(units)
         except Exception as error:  # noqa: BLE001 - told to those who wait
-            verdicts = await self._carefully(units, error)
+            verdicts = await self._carefully(units, error, rewinds)
         self._batches += 1
         self._newest = max(self._newest, units[-1].at)
         self._note(units, verdicts)
@@ -150,9 +163,9 @@ class Writer:
                 self._connections.note(verdict.appended[-1].position, last.id)
                 return
 
-    async def _optimistically(self, units: Sequence[Unit]) -> list[Verdict]:
+    async def _optimistically(self, units: Sequence[Unit], rewinds: int) -> list[Verdict]:
         """Judge by what is remembered, and have the server check that: one round trip where it holds."""
-        await self.open()
+        await self._open_for(rewinds)
         if self._explicit:
             return await self._locked(units, careful=False)
         batch = await self._judged(units, FetchedIds(), careful=False, guesses=True)
@@ -161,7 +174,7 @@ class Writer:
             verdicts = await self._locked(units, careful=False)
         return verdicts
 
-    async def _carefully(self, units: Sequence[Unit], failure: Exception) -> list[Verdict]:
+    async def _carefully(self, units: Sequence[Unit], failure: Exception, rewinds: int) -> list[Verdict]:
         """What becomes of units whose batch failed: once more with all their ids looked up under the lock.
 
         What landed although its commit raised is found then and not written twice. Whoever sent it first holds the
@@ -175,7 +188,7 @@ class Writer:
             self._drop()
             _log.warning("%s: a batch of %d units is in doubt and is looked up: %s", self._address.shown, len(units),
                          _text(failure))  # fmt: skip
-        verdicts = await self._in_parts(units, _Effort(in_doubt=in_doubt))
+        verdicts = await self._in_parts(units, _Effort(rewinds, in_doubt=in_doubt))
         return [_landed_now(verdict) for verdict in verdicts] if in_doubt else verdicts
 
     async def _in_parts(self, units: Sequence[Unit], effort: _Effort) -> list[Verdict]:
@@ -183,7 +196,7 @@ class Writer:
         if effort.given_up is not None:
             return [effort.given_up] * len(units)
         try:
-            await self.open()
+            await self._open_for(effort.rewinds)
             verdicts = await self._locked(units, careful=True)
         except Exception as error:  # noqa: BLE001 - told to those who wait
             self._cache.clear()
@@ -456,7 +469,8 @@ class _Effort:
     But not those of a batch in doubt, which may have landed: each of them is looked up.
     """
 
-    def __init__(self, *, in_doubt: bool) -> None:
+    def __init__(self, rewinds: int, *, in_doubt: bool) -> None:
+        self.rewinds = rewinds
         self.given_up: WorkflowError | None = None
         self.stopped = 0
         self._in_doubt = in_doubt
