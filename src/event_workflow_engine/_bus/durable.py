@@ -145,12 +145,20 @@ class DurableFeed:
         """Wait until all events up to a position were handled; returns where another worker feeds."""
         while self._task is not None and not self._task.done() and not self._stopping:
             moved = self._progress.moved()
-            if self._owned and self._prefix.position >= position:
+            if self._owned and self._prefix.position >= position and await self._is_unrewound():
                 return
             if not self._owned and await self._feed.is_fed_elsewhere():
                 return
             self._bell.ring()
             await moved
+
+    async def _is_unrewound(self) -> bool:
+        """Whether the events that were handled are those that the log holds; otherwise this feed is about to stop."""
+        try:
+            await self._tail.check()
+        except LogRewoundError:
+            return False
+        return True
 
     # -- owning ------------------------------------------------------------------------------------------------------
 
