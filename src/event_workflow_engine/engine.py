@@ -104,7 +104,8 @@ class WorkflowEngine:
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._definitions = Definitions()
         self.queues = Queues(self._storage, clock=self._clock, on_new=self._queue_came)
-        self._keeper = SagaKeeper(self._definitions, config, self.queues)
+        self.scheduler = WorkflowScheduler(self._storage, clock=self._clock)
+        self._keeper = SagaKeeper(self._definitions, config, self.queues, self.scheduler.look_for_slots)
         self._open: AsyncExitStack | None = None
         self._intercept: Interceptor | None = None
         self.store = EventStore(self._storage, clock=self._clock)
@@ -113,7 +114,6 @@ class WorkflowEngine:
         self.snapshots = SnapshotManager(self.store)
         self.projections = ProjectionManager(self.store, clock=self._clock)
         self.commands = CommandBus(self.store, snapshots=self.snapshots)
-        self.scheduler = WorkflowScheduler(self._storage, clock=self._clock)
         self._intake = Intake(self._storage, self.now)
 
     # -- life --------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ class WorkflowScheduler:
         self._worker = ""
         self._pool: ThreadPoolExecutor | None = None
         self._timer: asyncio.Task[None] | None = None
-        self._runs: set[asyncio.Task[None]] = set()
+        self._runs: set[asyncio.Task[bool]] = set()
         self._bell: ChangeBell | None = None
         self._told: set[str] = set()
         self._repaired = False
@@ -116,7 +116,7 @@ class WorkflowScheduler:
             self._timer = asyncio.create_task(self._fire_for_ever(), name="ewe-scheduler")
 
     async def stop(self) -> None:
-        """Fire no more. What runs is cut off, and runs again when a worker starts; what runs in a thread ends there."""
+        """Fire no more. What runs is cut off, and another worker runs it again; what runs in a thread ends there."""
         if self._timer is not None:
             self._timer.cancel()
             await asyncio.gather(self._timer, return_exceptions=True)
@@ -147,6 +147,10 @@ class WorkflowScheduler:
     def code_came(self) -> None:
         """Look again at what waits for code: something was registered."""
         self._told.clear()
+        self.look_for_slots()
+
+    def look_for_slots(self) -> None:
+        """Look for slots that nobody finishes: a worker is gone."""
         self._repaired = False
         if self._bell is not None:
             self._bell.ring()
@@ -507,15 +511,18 @@ class WorkflowScheduler:
         run = asyncio.create_task(self._run(row, slot), name=f"ewe-task:{row['id']}")
         self._runs.add(run)
 
-        def ended(run: asyncio.Task[None]) -> None:
+        def ended(run: asyncio.Task[bool]) -> None:
             self._runs.discard(run)
             self._open.discard(key)
             if row["id"] in self._passed and self._bell is not None:
                 self._bell.ring()
+            if not run.cancelled() and run.exception() is None and not run.result():
+                asyncio.get_running_loop().call_later(_BACK_OFF_S, self.look_for_slots)
 
         run.add_done_callback(ended)
 
-    async def _run(self, row: dict[str, Any], slot: int) -> None:
+    async def _run(self, row: dict[str, Any], slot: int) -> bool:
+        """Do what the slot is for; whether it is closed then."""
         task, run_id = read_task(row["task"]), f"{row['id']}@{slot}"
         assert self._launcher is not None
         try:
@@ -528,8 +535,8 @@ class WorkflowScheduler:
             else:
                 await self._call(task)
         except (StorageError, EngineStateError):
-            _log.exception("task %s: its slot stays open and is run again when a worker starts", row["id"])
-            return
+            _log.exception("task %s: its slot stays open and is run again soon", row["id"])
+            return False
         except EventIdConflictError:
             _log.exception("task %s: the id %s was used for something else", row["id"], run_id)
         except Exception:  # noqa: BLE001 - what a user's function raises must not end the schedule
@@ -545,6 +552,8 @@ class WorkflowScheduler:
                 await self._write(rows[0])  # the task was scheduled anew meanwhile
         except StorageError:
             _log.exception("task %s: it ran, but that could not be written, so it may run again", row["id"])
+            return False
+        return True
 
     async def _call(self, task: StoredTask) -> None:
         fn = self._functions[task.name]

@@ -31,8 +31,8 @@ _MISSED_BEAT: Final = 0.25  # of the time between two, after which one that fail
 class WorkerOwner(Protocol):
     """Whom a worker tells what became of it and of others."""
 
-    def poke(self) -> None:
-        """A dead worker's sagas have become free."""
+    def worker_gone(self) -> None:
+        """Another worker has died or signed off: what it had is free."""
         ...
 
     def worker_reborn(self, ref: WorkerRef) -> None:
@@ -65,6 +65,7 @@ class Worker:
         self._owner = owner
         self._beat = 0
         self._in_doubt = False
+        self._others: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -147,24 +148,27 @@ class Worker:
     # -- others ------------------------------------------------------------------------------------------------------
 
     async def bury_the_dead(self) -> bool:
-        """Declare dead whoever is gone, irrevocably; whether there was one."""
-        found = False
+        """Declare dead whoever is gone, irrevocably; whether one went since the last look, in whatever way."""
+        before, self._others = self._others, set()
         for row in await self._storage.query("live_workers"):
-            if row["id"] == self.ref.id or not self._liveness.is_gone(row):
+            if row["id"] == self.ref.id:
                 continue
+            if not self._liveness.is_gone(row):
+                self._others.add(row["id"])
+                continue
+            before.add(row["id"])
             now = self._now()
             freed = await self._storage.perform("bury_worker", id=row["id"], incarnation=row["incarnation"], now=now)
-            found = True
             level = logging.WARNING if freed else logging.INFO
             _log.log(level, "worker %s (pid %s on %s) is gone; %d of its sagas go on elsewhere", row["id"], row["pid"],
                      row["host"], len(freed))  # fmt: skip
-        return found
+        return not before <= self._others
 
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self._liveness.look_every)
             try:
                 if await self.bury_the_dead():
-                    self._owner.poke()
+                    self._owner.worker_gone()
             except StorageError as error:
                 _log.warning("could not look for dead workers, trying again: %s", error)

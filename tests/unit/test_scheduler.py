@@ -15,12 +15,13 @@ from event_workflow_engine import Saga, SagaStep, StepContext, Task, WorkflowEng
 from event_workflow_engine.errors import DefinitionError, NotRegisteredError, StorageUnavailableError
 from event_workflow_engine.scheduler import WorkflowScheduler
 from event_workflow_engine.storage import open_storage
+from event_workflow_engine.storage.port import Row, Unit
 from event_workflow_engine.testing import VirtualClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from event_workflow_engine.storage.port import Row, Storage, Unit
+    from event_workflow_engine.storage.port import Storage
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -275,6 +276,26 @@ async def test_a_slot_that_a_dead_worker_claimed_is_run_at_the_next_start(plan: 
     assert plan.times == hours(1, 1)
     assert await plan.storage.query("open_slots") == []
     assert [one.id for one in await scheduler.list()] == ["tick"]
+
+
+async def test_a_slot_that_a_dead_worker_claimed_is_run_when_another_hears_of_its_death(plan: Plan) -> None:
+    other = await plan.worker("other", register=False)
+    dead = await plan.worker("dead", storage=Dying(plan.storage))
+    await dead.every(3600, plan.tick)
+    await plan.clock.advance(hours=1)
+    await dead.stop()
+    other.register(plan.tick, name="tick")
+    await plan.settle()
+    plan.ran.clear()
+    await plan.storage.write(
+        Unit("claimed", 1, rows=(Row("slots", "insert", ("tick", 7), {"worker": "dead", "fired_at": 7, "done": 0}),))
+    )
+    await plan.settle()
+    assert plan.ran == [], "the bell alone says nothing of a death"
+    other.look_for_slots()
+    await plan.settle()
+    assert len(plan.ran) == 1
+    assert await plan.storage.query("open_slots") == []
 
 
 async def test_an_open_slot_of_a_cancelled_task_goes(plan: Plan) -> None:

@@ -47,7 +47,7 @@ class Owner:
         self.told: list[bool] = []
         self.was_told = asyncio.Event()
 
-    def poke(self) -> None:
+    def worker_gone(self) -> None:
         raise AssertionError("nobody else is there to be dead")
 
     def worker_reborn(self, ref: WorkerRef) -> None:
@@ -56,6 +56,39 @@ class Owner:
     def worker_sure_again(self) -> None:
         self.told.append(self._liveness.is_sure())
         self.was_told.set()
+
+
+class Neighbours(HeartbeatLiveness):
+    """Tells that those are gone whom the test names."""
+
+    def __init__(self) -> None:
+        super().__init__(LEASE)
+        self.gone: set[str] = set()
+
+    def is_gone(self, row: dict[str, Any]) -> bool:
+        return row["id"] in self.gone
+
+
+async def test_one_that_dies_and_one_that_signs_off_are_both_told_once() -> None:
+    """What they had is free in either case, also where another worker buried the one that died."""
+    async with open_storage("memory://") as storage:
+        liveness = Neighbours()
+        worker = Worker(storage, liveness, lambda: 0, Owner(liveness))
+        others = [Worker(storage, HeartbeatLiveness(LEASE), lambda: 0, Owner(liveness)) for _ in range(3)]
+        await worker.start()
+        assert not await worker.bury_the_dead()
+        for other in others:
+            await other.start()
+        assert not await worker.bury_the_dead(), "nobody has gone"
+        liveness.gone = {others[0].ref.id}
+        assert await worker.bury_the_dead()
+        assert not await worker.bury_the_dead()
+        await others[1].stop()
+        assert await worker.bury_the_dead()
+        await storage.perform("bury_worker", id=others[2].ref.id, incarnation=1, now=0)
+        assert await worker.bury_the_dead()
+        assert not await worker.bury_the_dead()
+        await asyncio.gather(*(one.stop() for one in (worker, *others)))
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["late", "failed, and tried again"])

@@ -52,10 +52,20 @@ _BACK_OFF_S: Final = 0.5
 
 
 class SagaKeeper:
-    """The table of sagas in memory and everything that moves them in and out of it. The `Host` of their runs."""
+    """The table of sagas in memory and everything that moves them in and out of it. The `Host` of their runs.
 
-    def __init__(self, definitions: Definitions, config: EngineConfig, queues: Queues) -> None:
+    Args:
+        definitions: The sagas that can run here.
+        config: The engine's.
+        queues: Its queues.
+        on_gone: Called when another worker is gone, with more than sagas maybe.
+    """
+
+    def __init__(
+        self, definitions: Definitions, config: EngineConfig, queues: Queues, on_gone: Callable[[], None]
+    ) -> None:
         self._definitions = definitions
+        self._on_gone = on_gone
         self._config = config
         self._queues = queues
         self._kit: Kit | None = None
@@ -351,6 +361,11 @@ class SagaKeeper:
     def poke(self) -> None:
         """Sagas may have become free: claim what there is room for."""
         self._due.set()
+
+    def worker_gone(self) -> None:
+        """See `WorkerOwner.worker_gone`."""
+        self._due.set()
+        self._on_gone()
 
     def worker_reborn(self, ref: WorkerRef) -> None:
         """See `WorkerOwner.worker_reborn`: what is in memory is others' now, and nothing is recorded of it."""

@@ -208,3 +208,23 @@ async def test_a_saga_started_where_no_worker_is_runs_where_one_is(place: Place)
         async with onlooker(place) as engine:
             for n in range(20):
                 assert (await engine.execute(quick, id=f"q-{n}"))["whoami"] == worker.pid
+
+
+async def test_a_slot_of_a_schedule_that_a_dead_worker_had_begun_is_run_by_one_that_lives(place: Place) -> None:
+    ran = asyncio.Event()
+
+    async def sweep() -> None:
+        ran.set()
+
+    engine = WorkflowEngine(place.url, config=EngineConfig(lease=LEASE, auto_upgrade=True))
+    engine.scheduler.register(sweep, name="sweep")
+    async with engine:
+        await engine.scheduler.every(86_400, sweep, id="daily")
+        died = {"incarnation": 1, "alive": 1, "beat": 1, "host": "h", "pid": 1, "started_at": 0, "lease": 1_000_000}
+        begun = {"worker": "w-died", "fired_at": 7, "done": 0}
+        rows = (Row("workers", "insert", ("w-died",), died), Row("slots", "insert", ("daily", 7), begun))
+        await engine.store.storage.write(row_unit(*rows))
+        async with asyncio.timeout(20):
+            await ran.wait()
+            while await engine.store.storage.query("open_slots"):
+                pass
