@@ -29,7 +29,6 @@ from event_workflow_engine.scheduler import WorkflowScheduler
 from event_workflow_engine.snapshots import SnapshotManager
 from event_workflow_engine.staging import Intake
 from event_workflow_engine.storage import open_storage
-from event_workflow_engine.storage.liveness import liveness_of
 from event_workflow_engine.timers import Alarms
 from event_workflow_engine.workers import Worker
 
@@ -143,7 +142,7 @@ class WorkflowEngine:
         alarms = Alarms(self._clock)
         context = contextvars.copy_context()
         context.run(leave_saga)  # the engine may have been entered from inside of another's saga
-        liveness = liveness_of(self._storage, seconds(self._config.lease))
+        liveness = self._storage.liveness(seconds(self._config.lease))
         worker = Worker(self._storage, liveness, self.now, self._keeper)
         kit = Kit(
             storage=self._storage,

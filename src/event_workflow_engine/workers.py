@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import socket
-import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from event_workflow_engine.errors import RowConflictError, StorageError
@@ -71,7 +70,7 @@ class Worker:
     async def start(self) -> None:
         """Register, then bury those that are gone: their sagas are free when this returns."""
         self._liveness.hold(self.ref.id)
-        sent = time.monotonic()
+        sent = self._liveness.time()
         await self._register("insert", {})
         self._liveness.beaten(sent)
         await self.bury_the_dead()
@@ -121,7 +120,7 @@ class Worker:
 
     async def beat(self) -> None:
         """Count one heartbeat; where others took this worker for dead, begin another life."""
-        sent = time.monotonic()
+        sent = self._liveness.time()
         self._beat += 1
         alive = {"incarnation": self.ref.incarnation, "alive": 1}
         row = Row("workers", "update", (self.ref.id,), {"beat": self._beat}, alive)

@@ -21,7 +21,6 @@ from event_workflow_engine.errors import (
     StoreInUseError,
     StoreNotEmptyError,
 )
-from event_workflow_engine.storage.liveness import liveness_of
 from event_workflow_engine.storage.names import sql_table_prefix
 from event_workflow_engine.storage.port import EVENT_COLUMNS, EVENTS, EVENTS_BY_STREAM, UNITS
 from event_workflow_engine.storage.tables import CHECKPOINTS, SAGAS, TABLES, WORKERS
@@ -239,7 +238,7 @@ async def _dead_workers(storage: Storage, lease: float) -> set[_Life]:
     Raises:
         StoreInUseError: One lives.
     """
-    liveness = liveness_of(storage, lease)
+    liveness = storage.liveness(lease)
     first: dict[str, _Life] = {}
     dead: set[_Life] = set()
     told = False

@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from weakref import WeakKeyDictionary
 
 from event_workflow_engine.errors import StorageUnavailableError
 
@@ -22,10 +20,9 @@ if os.name != "nt":
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-    from event_workflow_engine.storage.port import Storage
-
-__all__ = ["FileLiveness", "HeartbeatLiveness", "Liveness", "ProcessLiveness", "liveness_of"]
+__all__ = ["FileLiveness", "HeartbeatLiveness", "Liveness", "ProcessLiveness"]
 
 _LOCK_LOOK_S: Final = 0.1
 _LOOKS_A_LEASE: Final = 30
@@ -63,8 +60,12 @@ class Liveness(Protocol):
         """Whether the worker of a row of ``workers`` certainly lives no more."""
         ...
 
+    def time(self) -> float:
+        """Seconds, by a clock that nobody sets."""
+        ...
+
     def beaten(self, sent: float) -> None:
-        """A heartbeat that was sent at that time, on the clock of ``time.monotonic``, is in the store."""
+        """A heartbeat that was sent at that time, by `time`, is in the store."""
         ...
 
     def is_sure(self) -> bool:
@@ -78,6 +79,10 @@ class _HeldByThePlatform:
     look_every: float = _LOCK_LOOK_S
     beat_every: float | None = None
     lease: None = None
+
+    def time(self) -> float:
+        """See `Liveness.time`."""
+        return time.monotonic()
 
     def beaten(self, sent: float) -> None:
         """See `Liveness.beaten`."""
@@ -193,6 +198,10 @@ class HeartbeatLiveness:
         self._seen: dict[str, tuple[tuple[int, int], float]] = {}  # beat of which life, and since when
         self._held = ""
 
+    def time(self) -> float:
+        """See `Liveness.time`."""
+        return self._monotonic()
+
     def hold(self, worker: str) -> None:
         """See `Liveness.hold`."""
         self._held = worker
@@ -223,22 +232,3 @@ class HeartbeatLiveness:
     def is_sure(self) -> bool:
         """See `Liveness.is_sure`."""
         return self._monotonic() < self._sure_until
-
-
-_of_storage: WeakKeyDictionary[Storage, ProcessLiveness] = WeakKeyDictionary()
-
-
-def liveness_of(storage: Storage, lease: float) -> Liveness:
-    """The liveness that fits a store.
-
-    Args:
-        storage: The store.
-        lease: Seconds that an unchanged heartbeat leaves this process's worker alive, where there are heartbeats.
-    """
-    if storage.url.startswith("postgres"):
-        return HeartbeatLiveness(lease)
-    path = storage.url.removeprefix("sqlite:///")
-    if path != storage.url and os.name != "nt":
-        # One folder for one file, by whichever name it was opened: else its workers would take each other for dead.
-        return FileLiveness(Path(f"{os.path.realpath(path)}-ewe-workers"))
-    return _of_storage.setdefault(storage, ProcessLiveness())

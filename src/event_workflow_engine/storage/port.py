@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable
 
+    from event_workflow_engine.storage.liveness import Liveness
+
 __all__ = [
     "ANY_VERSION",
     "EVENTS",
@@ -331,6 +333,14 @@ class Storage(Protocol):
         Where the store's database can do both, other writers go on meanwhile, and only the unit waits for its turn;
         elsewhere they wait, and `work` is bounded as in `exclusive`. Writes to this store from inside `work` are an
         `EngineStateError`. SQL may change all tables but the engine's.
+        """
+        ...
+
+    def liveness(self, lease: float) -> Liveness:
+        """How a worker on this store shows that it lives, and tells of others.
+
+        Args:
+            lease: Seconds that an unchanged heartbeat leaves the worker alive, where there are heartbeats.
         """
         ...
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from event_workflow_engine.storage import open_storage
-from event_workflow_engine.storage.liveness import FileLiveness, HeartbeatLiveness, ProcessLiveness, liveness_of
+from event_workflow_engine.storage.liveness import FileLiveness, HeartbeatLiveness, ProcessLiveness
 
 LEASE = 10.0
 
@@ -120,4 +120,4 @@ def test_rule_12_a_worker_is_sure_of_itself_for_less_than_others_wait(
     ],
 )
 def test_each_store_has_the_liveness_that_fits(url: str, kind: type) -> None:
-    assert type(liveness_of(open_storage(url), LEASE)) is kind
+    assert type(open_storage(url).liveness(LEASE)) is kind

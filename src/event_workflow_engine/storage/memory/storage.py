@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine.errors import DefinitionError, EngineStateError
 from event_workflow_engine.storage.lifecycle import GroupedStorage
+from event_workflow_engine.storage.liveness import ProcessLiveness
 from event_workflow_engine.storage.memory.held import MemoryHolding
 from event_workflow_engine.storage.memory.queries import CLAIM_FUNCTIONS, READ_FUNCTIONS
 from event_workflow_engine.storage.memory.state import MemoryState
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from event_workflow_engine.storage.group_commit import Verdict
+    from event_workflow_engine.storage.liveness import Liveness
     from event_workflow_engine.storage.port import InlineFolder, Record, Rows, SqlSession, Unit
 
 __all__ = ["MemoryStorage"]
@@ -37,6 +39,7 @@ class MemoryStorage(GroupedStorage):
     def __init__(self, url: str = "memory://") -> None:
         super().__init__(url)
         self.state = MemoryState()
+        self._liveness = ProcessLiveness()
         # The tables of SQL projections. The connection is used on one thread at a time, by whoever runs the loop.
         self._sql = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         weakref.finalize(self, self._sql.close)  # it lives as long as this object, however often that is entered
@@ -54,6 +57,10 @@ class MemoryStorage(GroupedStorage):
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it."""
         self.state.folder = folder
+
+    def liveness(self, lease: float) -> Liveness:  # noqa: ARG002 - there are no heartbeats
+        """Workers of one process: those that are there."""
+        return self._liveness
 
     # -- alone ---------------------------------------------------------------------------------------------------
 

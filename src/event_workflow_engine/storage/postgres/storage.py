@@ -16,6 +16,7 @@ from event_workflow_engine.errors import (
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage.exclusive import run_with_unit
 from event_workflow_engine.storage.lifecycle import GroupedStorage
+from event_workflow_engine.storage.liveness import HeartbeatLiveness
 from event_workflow_engine.storage.port import READS, Record, Written
 from event_workflow_engine.storage.postgres.address import Address
 from event_workflow_engine.storage.postgres.connections import Connections, fetch_named, outcome_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from event_workflow_engine.storage.group_commit import Verdict
+    from event_workflow_engine.storage.liveness import Liveness
     from event_workflow_engine.storage.port import InlineFolder, Row, Rows, SqlSession, Unit
 
 __all__ = ["PostgresStorage"]
@@ -186,6 +188,10 @@ class PostgresStorage(GroupedStorage):
         """Text that is the same for two objects where they are of one store: which server, database and schema."""
         (row,) = await self._named("identity")
         return f"{row['identity']} {self.address.schema}"
+
+    def liveness(self, lease: float) -> Liveness:
+        """Workers on many hosts, by their heartbeats."""
+        return HeartbeatLiveness(lease)
 
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it; from the next batch on."""

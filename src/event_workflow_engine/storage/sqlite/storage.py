@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from event_workflow_engine.errors import EngineStateError
 from event_workflow_engine.storage.lifecycle import GroupedStorage
+from event_workflow_engine.storage.liveness import FileLiveness, ProcessLiveness
 from event_workflow_engine.storage.sqlite.connection import connect as default_connect
 from event_workflow_engine.storage.sqlite.held import SqliteHolding
 from event_workflow_engine.storage.sqlite.readers import READER_THREADS, Readers
@@ -15,9 +18,9 @@ from event_workflow_engine.storage.sqlite.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from event_workflow_engine.storage.group_commit import Verdict
+    from event_workflow_engine.storage.liveness import Liveness
     from event_workflow_engine.storage.port import InlineFolder, Record, Rows, SqlSession, Unit, Written
     from event_workflow_engine.storage.sqlite.connection import Connect
 
@@ -55,6 +58,7 @@ class SqliteStorage(GroupedStorage):
         self._writer_thread: JobThreads | None = None
         self._readers = Readers(self.path, connect)
         self._reader_threads: JobThreads | None = None
+        self._within_process = ProcessLiveness()
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -120,6 +124,13 @@ class SqliteStorage(GroupedStorage):
     async def identity(self) -> str:
         """Text that is the same for two objects where they are of one store: which file it is."""
         return await self._read(self._readers.identity)
+
+    def liveness(self, lease: float) -> Liveness:  # noqa: ARG002 - there are no heartbeats
+        """Workers on one machine, by the locks that end with their processes."""
+        if os.name == "nt":
+            return self._within_process
+        # One folder for one file, by whichever name it was opened: else its workers would take each other for dead.
+        return FileLiveness(Path(f"{os.path.realpath(self.path)}-ewe-workers"))
 
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it; from the next batch on."""
