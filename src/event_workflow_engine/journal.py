@@ -34,7 +34,10 @@ def inbox_stream(saga_id: str) -> str:
 
 
 class StepState(msgspec.Struct):
-    """What the journal knows of a step. ``waiting``: an attempt failed, the next is due at `retry_at`."""
+    """What the journal knows of a step. ``waiting``: an attempt failed, the next is due at `retry_at`.
+
+    `maybe`: an earlier attempt of it may have happened: its outcome was unknown, or nobody saw its end.
+    """
 
     step: str
     status: StepStatus = "started"
@@ -45,7 +48,7 @@ class StepState(msgspec.Struct):
     error_type: str = ""
     message: str = ""
     undo: h.Undo | None = None
-    waits_after: Literal["failed", "unknown"] = "failed"
+    maybe: bool = False
 
     @property
     def settled(self) -> bool:
@@ -211,6 +214,7 @@ class Journal:
             return
         if state.settled:
             raise KeyError(f"step {fact.step!r} has ended and cannot start again")
+        state.maybe |= state.status == "started"
         state.status = "started"
         state.attempt = fact.attempt
         state.interruptions = fact.interruptions
@@ -243,7 +247,7 @@ class Journal:
         else:
             state = self.steps[fact.step]
             state.status = "waiting"
-            state.waits_after = status
+            state.maybe |= status == "unknown"
             state.retry_at = self.retries[fact.step] = fact.retry_at
         state.attempt = fact.attempt
         state.error_type = fact.error_type

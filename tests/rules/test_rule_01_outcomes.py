@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from event_workflow_engine import CompensationContext, Outcome, Saga, SagaFailedError, SagaStep, WorkflowState
-from event_workflow_engine.errors import EncodeError, OutcomeUnknownError, StepRejectedError
+from event_workflow_engine import (
+    CompensationContext,
+    Outcome,
+    RetryPolicy,
+    Saga,
+    SagaFailedError,
+    SagaStep,
+    WorkflowState,
+)
+from event_workflow_engine.errors import EncodeError, OutcomeUnknownError, SagaCancelledError, StepRejectedError
 
 if TYPE_CHECKING:
     from tests.rules.conftest import Lab
@@ -120,3 +128,74 @@ async def test_rule_01_a_result_that_cannot_be_stored_is_unknown_and_says_where(
             await engine.execute(saga, id="d-1")
     assert told == [Outcome.UNKNOWN]
     assert isinstance(failure.value.__cause__, EncodeError)
+
+
+REFUSALS = [(ValueError("no such account"), Outcome.UNKNOWN), (StepRejectedError("declined"), None)]
+
+
+@pytest.mark.parametrize(("last", "expected"), REFUSALS, ids=["raised", "rejected"])
+async def test_rule_01_a_failure_does_not_speak_for_an_unknown_attempt_before_it(
+    lab: Lab, last: Exception, expected: Outcome | None
+) -> None:
+    raised = iter([ConnectionResetError("cut"), last])
+    told: list[Outcome] = []
+
+    async def charge() -> None:
+        raise next(raised)
+
+    async def refund(ctx: CompensationContext[None, None]) -> None:
+        told.append(ctx.outcome)
+
+    saga = Saga("pay", [SagaStep("charge", charge, refund, retry=RetryPolicy(attempts=2, delay=0))])
+    async with lab.engine(saga) as engine:
+        with pytest.raises(SagaFailedError):
+            await engine.execute(saga)
+    assert told == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(("last", "expected"), REFUSALS, ids=["raised", "rejected"])
+async def test_rule_01_a_failure_does_not_speak_for_an_attempt_whose_worker_died(
+    lab: Lab, last: Exception, expected: Outcome | None
+) -> None:
+    begun = asyncio.Event()
+    told: list[Outcome] = []
+
+    async def charge() -> None:
+        if not begun.is_set():
+            begun.set()
+            await asyncio.Event().wait()
+        raise last
+
+    async def refund(ctx: CompensationContext[None, None]) -> None:
+        told.append(ctx.outcome)
+
+    saga = Saga("pay", [SagaStep("charge", charge, refund, retry=RetryPolicy(attempts=1))])
+    async with lab.doomed(saga) as engine:
+        await engine.start(saga, id="p-1")
+        await begun.wait()
+    async with lab.engine(saga) as engine:
+        with pytest.raises(SagaFailedError):
+            await engine.handle("p-1", saga).result()
+    assert told == ([] if expected is None else [expected])
+
+
+async def test_rule_01_a_cancel_before_the_next_attempt_does_not_make_an_interrupted_one_undone(lab: Lab) -> None:
+    begun, told = asyncio.Event(), list[Outcome]()
+
+    async def charge() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def refund(ctx: CompensationContext[None, None]) -> None:
+        told.append(ctx.outcome)
+
+    saga = Saga("pay", [SagaStep("charge", charge, refund)])
+    async with lab.doomed(saga) as engine:
+        await engine.start(saga, id="p-1")
+        await begun.wait()
+    async with lab.engine(saga, worker=False) as engine:
+        await engine.handle("p-1", saga).cancel()
+    async with lab.engine(saga) as engine:
+        with pytest.raises(SagaCancelledError):
+            await engine.handle("p-1", saga).result()
+    assert told == [Outcome.UNKNOWN]

@@ -41,6 +41,31 @@ async def test_rule_07_an_attempts_start_is_on_disk_before_its_action(lab: Lab) 
     assert seen == [["look:1"], ["look:1", "look:2"], ["look:1", "look:2", "again:1"]]
 
 
+@pytest.mark.parametrize("turns", range(12))
+async def test_rule_07_a_start_that_comes_up_while_a_unit_is_in_flight_waits_for_its_own(lab: Lab, turns: int) -> None:
+    on_disk: dict[str, bool] = {}
+    opened = asyncio.Event()
+
+    async def first() -> None:
+        opened.set()
+
+    async def second() -> None:
+        await opened.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    async def look(ctx: StepContext[None]) -> None:
+        records = await lab.storage.read_stream(saga_stream(ctx.saga_id))
+        facts = [fact for record in records for fact in decode_facts(record.data)]
+        on_disk[ctx.step] = any(type(one).__name__ == "StepStarted" and one.step == ctx.step for one in facts)
+
+    behind = [SagaStep("behind-first", look, after=("first",)), SagaStep("behind-second", look, after=("second",))]
+    saga = Saga("s", [SagaStep("first", first), SagaStep("second", second), *behind])
+    async with lab.engine(saga) as engine:
+        await engine.execute(saga)
+    assert on_disk == {"behind-first": True, "behind-second": True}
+
+
 async def test_rule_07_attempts_are_counted_over_crashes(lab: Lab) -> None:
     attempts: list[int] = []
     hang = asyncio.Event()

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from event_workflow_engine import CompensationContext, SagaFailedError, saga, step
+from event_workflow_engine import CompensationContext, Saga, SagaFailedError, SagaStep, saga, step
+from event_workflow_engine.history import decode_facts
+from event_workflow_engine.journal import saga_stream
 
 if TYPE_CHECKING:
     from tests.rules.conftest import Lab
@@ -58,3 +60,35 @@ async def test_rule_09_a_rollback_resumes_from_its_plan_without_the_body(lab: La
     assert world.bodies == 1
     assert world.undone == ["HOTEL", "FLIGHT"]
     assert failure.value.report.compensated == ("book#2", "book")
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_rule_09_a_rollback_that_begins_while_a_start_goes_to_disk_waits_for_its_plan(
+    lab: Lab, turns: int
+) -> None:
+    planned: list[bool] = []
+    booked = asyncio.Event()
+
+    async def reserve() -> None:
+        booked.set()
+
+    async def release(ctx: CompensationContext[None, None]) -> None:
+        records = await lab.storage.read_stream(saga_stream(ctx.saga_id))
+        kinds = [type(fact).__name__ for record in records for fact in decode_facts(record.data)]
+        planned.append("RollbackPlanned" in kinds and "CompensationStarted" in kinds)
+
+    async def check() -> None:
+        await booked.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        raise ValueError("no")
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    after = SagaStep("pack", never, after=("reserve",), timeout=1)
+    plan = Saga("s", [SagaStep("reserve", reserve, release), SagaStep("check", check), after], on_failure="cancel")
+    async with lab.engine(plan) as engine:
+        with pytest.raises(SagaFailedError):
+            await engine.execute(plan)
+    assert planned == [True]

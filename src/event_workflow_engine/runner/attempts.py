@@ -139,6 +139,7 @@ def record_unsuccess(run: SagaRun, command: StartStep, error: BaseException, *, 
     if spec.transactional:
         outcome = Outcome.FAILED  # it was rolled back
     cancelled = isinstance(error, asyncio.CancelledError)
+    rejected = isinstance(error, (StepRejectedError, *spec.rejects))
     wait = None
     if not final and not cancelled:
         wait = next_attempt_after(
@@ -146,10 +147,13 @@ def record_unsuccess(run: SagaRun, command: StartStep, error: BaseException, *, 
             attempt,
             outcome,
             idempotent=spec.idempotent,
-            rejected=isinstance(error, (StepRejectedError, *spec.rejects)),
+            rejected=rejected,
             never=isinstance(error, spec.retry.never),
         )
     retry_at = None if wait is None else run.kit.now() + int(wait * _MICROS)
+    if outcome is Outcome.FAILED and retry_at is None and not rejected and run.journal.steps[command.step].maybe:
+        # This attempt did not happen. It cannot speak for an earlier one, as where that is why it was refused.
+        outcome = Outcome.FAILED if spec.transactional else Outcome.UNKNOWN
     message = str(error) or ("cancelled in the middle" if cancelled else "")
     fact: Callable[..., Any] = h.StepFailed if outcome is Outcome.FAILED else h.StepUnknown
     return fact(command.step, qualified_name(type(error)), message, attempt, retry_at)

@@ -159,7 +159,7 @@ def _undo(run: SagaRun, decision: _Decision) -> None:
     _set_up_without_script(run)
     why = "the saga was cancelled while it stood"
     for state in [state for state in run.journal.steps.values() if not state.settled]:
-        certain = state.status == "waiting" and state.waits_after == "failed"
+        certain = state.status == "waiting" and not state.maybe
         kind = h.StepFailed if certain else h.StepUnknown
         run.emit(kind(state.step, state.error_type or "Interrupted", state.message or why, state.attempt))
     run.doom = Fail("SagaCancelled", decision.why or "cancelled", None, "cancelled")

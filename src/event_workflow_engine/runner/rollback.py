@@ -28,13 +28,14 @@ _log: Final = logging.getLogger("event_workflow_engine.runner")
 class Rollback:
     """Plans and runs the compensations of one saga (rules 2, 8, 9). It never replays the body."""
 
-    __slots__ = ("_ready", "_run", "_running", "_specs", "starting")
+    __slots__ = ("_aboard", "_ready", "_run", "_running", "_specs", "starting")
 
     def __init__(self, run: SagaRun) -> None:
         self._run = run
         self._ready: Ready | None = None
         self._running: dict[str, Attempt] = {}
         self._specs: dict[str, CompensationSpec] = {}
+        self._aboard = 0
         self.starting: list[str] = []
         """Steps whose compensation begins when the unit that says so is on disk."""
 
@@ -94,9 +95,14 @@ class Rollback:
         """The wait before another attempt is over."""
         self._start(step, self._run.journal.compensations[step].attempt + 1)
 
-    def launch_starting(self) -> None:
-        """The starts are on disk: run them."""
-        starting, self.starting = self.starting, []
+    def board(self) -> None:
+        """All starts that have come up go with the unit that is sent now."""
+        self._aboard = len(self.starting)
+
+    def launch_boarded(self) -> None:
+        """The unit's starts are on disk: run them. What came up since waits for the next."""
+        starting, self.starting = self.starting[: self._aboard], self.starting[self._aboard :]
+        self._aboard = 0
         for step in starting:
             self._launch(step)
 

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine import history as h
 from event_workflow_engine.context import SAGA, SagaContext, StepResults
-from event_workflow_engine.errors import (
-    EncodeError,
-    NonDeterminismError,
-    VersionConflictError,
-    WorkflowError,
-)
+from event_workflow_engine.errors import EncodeError, NonDeterminismError, VersionConflictError, WorkflowError
 from event_workflow_engine.journal import Journal, inbox_stream
 from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.planner import Dag, pack_retry
@@ -41,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from contextvars import Context
 
+    from event_workflow_engine.journal import StepState
     from event_workflow_engine.runner.execution import Attempt
     from event_workflow_engine.runner.kit import Kit
     from event_workflow_engine.saga import Saga
@@ -63,46 +59,12 @@ class SagaRun:
     """
 
     __slots__ = (
-        "_alarm",
-        "_attempts",
-        "_calls",
-        "_ending",
-        "_facts",
-        "_finish",
-        "_held",
-        "_interrupted",
-        "_landing",
-        "_mail",
-        "_rollback",
-        "_waits_for_mail",
-        "accepted",
-        "by_name",
-        "cause",
-        "closed",
-        "context",
-        "correlation_id",
-        "dag",
-        "doom",
-        "draining",
-        "fence",
-        "flying",
-        "handed_over",
-        "holds",
-        "input",
-        "journal",
-        "key_prefix",
-        "kit",
-        "parked_until",
-        "parking",
-        "pen",
-        "place",
-        "replay",
-        "results",
-        "saga",
-        "saga_id",
-        "script",
-        "starting",
-    )
+        "_aboard", "_alarm", "_attempts", "_calls", "_ending", "_facts", "_finish", "_held", "_interrupted",
+        "_landing", "_mail", "_rollback", "_waits_for_mail", "accepted", "by_name", "cause", "closed", "context",
+        "correlation_id", "dag", "doom", "draining", "fence", "flying", "handed_over", "holds", "input", "journal",
+        "key_prefix", "kit", "parked_until", "parking", "pen", "place", "replay", "results", "saga", "saga_id",
+        "script", "starting",
+    )  # fmt: skip
 
     def __init__(self, kit: Kit, saga: Saga[Any, Any], dag: Dag, saga_id: str, fence: int) -> None:
         self.kit = kit
@@ -146,6 +108,7 @@ class SagaRun:
         self._ending: Sequence[asyncio.Future[Any]] = ()
         self._interrupted: tuple[tuple[StartStep, int, int], ...] = ()
         self.starting: list[str] = []  # steps whose start has come up, and is not on disk
+        self._aboard = 0  # so many of them, from the first, go with the unit in flight
         self._alarm: Alarm | None = None
         self._waits_for_mail = False
         self._landing: asyncio.Future[None] | None = None
@@ -310,7 +273,7 @@ class SagaRun:
         if attempt is not None:
             attempt.cancel()
         elif state.status == "waiting":
-            kind = h.StepFailed if state.waits_after == "failed" else h.StepUnknown
+            kind = h.StepUnknown if state.maybe else h.StepFailed
             fact = kind(step, state.error_type, state.message, state.attempt)
             self.emit(fact)
             self.tell(fact)
@@ -408,6 +371,7 @@ class SagaRun:
             park = wake is None or wake - self.kit.now() > _RESIDENT or self.pen.undecided > 0
         if not self._facts and not park:
             if rollback is not None and rollback.starting:
+                rollback.board()
                 self._act()  # their starts are on disk from a life before
                 if self._facts:
                     return self.next_unit()
@@ -417,6 +381,9 @@ class SagaRun:
         self.parking = park
         self.parked_until = wake
         self.flying = facts
+        self._aboard = len(self.starting)
+        if rollback is not None:
+            rollback.board()
         if park and self._alarm is not None:
             self._alarm.cancel()
         return self.pen.unit(facts, self.journal, wake, park=park)
@@ -477,21 +444,23 @@ class SagaRun:
         if (doubt := self.kit.doubt()) is not None:
             self.lose(doubt)
             return
-        starting, self.starting = self.starting, []
+        if self._rollback is not None:
+            self._rollback.launch_boarded()
+        starting, self.starting = self.starting[: self._aboard], self.starting[self._aboard :]
+        self._aboard = 0
         for step in starting:
             state = self.journal.steps[step]
             if state.settled or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
                 continue
             if self.doom is not None or (self.script is not None and self.script.cancels(step)):
-                self._settle_unbegun(step, state.attempt)
+                self._settle_unbegun(step, state)
             else:
                 self._attempts[step] = launch_action(self, self._calls[step], state)
-        if self._rollback is not None:
-            self._rollback.launch_starting()
 
-    def _settle_unbegun(self, step: str, attempt: int) -> None:
-        """Its start went to disk while the saga failed: the action has not begun and will not."""
-        fact = h.StepFailed(step, "NotBegun", "the saga failed before the action began", attempt)
+    def _settle_unbegun(self, step: str, state: StepState) -> None:
+        """Its start went to disk while the saga failed: it has not begun and will not. An earlier attempt may have."""
+        kind = h.StepUnknown if state.maybe and not self._calls[step].spec.transactional else h.StepFailed
+        fact = kind(step, "NotBegun", "the saga failed before the action began", state.attempt)
         self.emit(fact)
         self._calls.pop(step, None)
         self.tell(fact)
