@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from itertools import count
+from typing import TYPE_CHECKING
 
-__all__ = ["uuid7"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["ids_from", "uuid7"]
 
 _NS_PER_MS = 1_000_000
 _COUNTER_MAX = 0xFFFFFFFF
@@ -50,9 +55,10 @@ class _Generator:
         return f"{self._head}{low[:3]}-8{low[3:6]}-{low[6:]}{self._tail}"
 
 
-_generate = _Generator()
+_of_process = _Generator()
+_generate: Callable[[], str] = _of_process
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_generate.reseed)
+    os.register_at_fork(after_in_child=_of_process.reseed)
 
 
 def uuid7() -> str:
@@ -64,3 +70,18 @@ def uuid7() -> str:
         (True, '7')
     """
     return _generate()
+
+
+@contextmanager
+def ids_from(generate: Callable[[], str]) -> Iterator[None]:
+    """Take this process's ids from elsewhere meanwhile: for runs that are to be the same each time.
+
+    Args:
+        generate: Gives unique ids, each sorting behind those before.
+    """
+    global _generate  # noqa: PLW0603 - one generator for the process is the point
+    before, _generate = _generate, generate
+    try:
+        yield
+    finally:
+        _generate = before

@@ -1,0 +1,61 @@
+"""How the network between the processes and the server behaves, by the seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    import random
+
+__all__ = ["Link", "Weather"]
+
+PATIENCE_S: Final = 8.0
+"""How long a process tries to reach the server before it tells those who wait."""
+
+
+class Weather(msgspec.Struct, frozen=True):
+    """How bad it is. The last four are chances, from 0 to 1.
+
+    Attributes:
+        latency: Seconds that a message takes, on average.
+        fsync: Seconds that a commit takes, at most.
+        refused: A call fails, and nothing of it is done.
+        lost_answer: A commit is made, and its answer lost.
+        late_commit: A commit's answer is lost, and it is made later.
+        late_bell: Another process hears of a commit seconds later.
+    """
+
+    latency: float = 0.001
+    fsync: float = 0.005
+    refused: float = 0.0
+    lost_answer: float = 0.0
+    late_commit: float = 0.0
+    late_bell: float = 0.0
+
+
+class Link:
+    """The way of one process to the server.
+
+    Args:
+        weather: How it is.
+        chance: Draws what becomes of each message.
+    """
+
+    def __init__(self, weather: Weather, chance: random.Random) -> None:
+        self.weather = weather
+        self.cut_until = 0.0
+        self._chance = chance
+
+    def latency(self) -> float:
+        """Of one message."""
+        return self.weather.latency * 2 * self._chance.random()
+
+    def happens(self, likelihood: float) -> bool:
+        """Whether something of that likelihood happens now."""
+        return likelihood > 0 and self._chance.random() < likelihood
+
+    def between(self, least: float, most: float) -> float:
+        """Some seconds."""
+        return least + (most - least) * self._chance.random()

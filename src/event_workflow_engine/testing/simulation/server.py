@@ -1,0 +1,272 @@
+"""A simulated database server that several processes share, and each one's storage over its link to it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from event_workflow_engine.errors import DefinitionError, StorageUnavailableError
+from event_workflow_engine.storage.liveness import HeartbeatLiveness
+from event_workflow_engine.storage.memory.queries import CLAIM_FUNCTIONS
+from event_workflow_engine.storage.memory.state import MemoryState
+from event_workflow_engine.storage.memory.storage import MemoryStorage
+from event_workflow_engine.storage.port import RINGING_CLAIMS, Written
+from event_workflow_engine.testing.simulation.faults import PATIENCE_S
+from event_workflow_engine.testing.simulation.loop import WORLD
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from event_workflow_engine.storage.group_commit import Verdict
+    from event_workflow_engine.storage.liveness import Liveness
+    from event_workflow_engine.storage.port import Record, Rows, Unit
+    from event_workflow_engine.testing.simulation.faults import Link
+    from event_workflow_engine.testing.simulation.loop import Process, SimulatedLoop
+
+__all__ = ["SimulatedServer", "SimulatedStorage"]
+
+T = TypeVar("T")
+
+_LOOKS_A_LEASE: Final = 4
+_LATEST_S: Final = 5.0
+_QUIET: Final = frozenset({"claim_saga", "claim_sagas"})
+
+
+class SimulatedServer:
+    """The log and the rows. What arrives is done whole, one after the other.
+
+    Args:
+        loop: In whose time.
+
+    Attributes:
+        state: All that is committed.
+        watchers: Told of each unit that is about to be committed, and of each that was.
+    """
+
+    def __init__(self, loop: SimulatedLoop) -> None:
+        self.loop = loop
+        self.state = MemoryState()
+        self.watchers: list[Watcher] = []
+        self.storages: list[SimulatedStorage] = []
+
+    def commit(self, units: Sequence[Unit], origin: SimulatedStorage) -> list[Verdict]:
+        """Write a batch."""
+        verdicts: list[Verdict] = []
+        for unit in units:
+            for watcher in self.watchers:
+                watcher.before(unit)
+            verdict = self.state.attempt(unit)
+            if isinstance(verdict, Written):
+                for watcher in self.watchers:
+                    watcher.written(unit)
+            verdicts.append(verdict)
+        if any(isinstance(verdict, Written) for verdict in verdicts):
+            self.ring(origin)
+        return verdicts
+
+    def claim(self, name: str, params: Mapping[str, Any], origin: SimulatedStorage) -> Rows:
+        """Make a claim."""
+        rows = CLAIM_FUNCTIONS[name](self.state, **params)
+        if (rows or name in RINGING_CLAIMS) and name not in _QUIET:
+            self.ring(origin)
+        return rows
+
+    def ring(self, origin: SimulatedStorage) -> None:
+        """Let the other processes know that something was committed."""
+        for storage in self.storages:
+            if storage is not origin:
+                storage.hear()
+
+
+class Watcher:
+    """Looks at what is committed. The base does nothing."""
+
+    def before(self, unit: Unit) -> None:
+        """It is about to be tried."""
+
+    def written(self, unit: Unit) -> None:
+        """It was written."""
+
+
+class SimulatedStorage(MemoryStorage):
+    """A store of one process: what the memory store does, over a network, in a state that others change too.
+
+    Args:
+        server: Which server.
+        process: Whose it is.
+        link: The way there.
+        lease: Ignored in favour of the engine's; heartbeats count.
+    """
+
+    def __init__(self, server: SimulatedServer, process: Process, link: Link) -> None:
+        super().__init__("simulated://server")
+        self.state = server.state
+        self.worker = ""
+        self._server = server
+        self.process = process
+        self._link = link
+        self._loop = server.loop
+
+    def liveness(self, lease: float) -> Liveness:
+        """Heartbeats, and looks that are rare enough for a simulation to be quick."""
+        made = _NotedLiveness(self, lease, self._loop.time)
+        made.look_every = lease / _LOOKS_A_LEASE
+        return made
+
+    async def _open(self) -> None:
+        await self._ask(lambda: None)
+        self._server.storages.append(self)
+        self._start(self._execute)
+
+    async def _close(self) -> None:
+        self._server.storages.remove(self)
+
+    def gone(self) -> None:
+        """Its process was killed."""
+        if self in self._server.storages:
+            self._server.storages.remove(self)
+
+    def hear(self) -> None:
+        """Another process has committed something."""
+        link = self._link
+        delay = link.latency()
+        if link.happens(link.weather.late_bell):
+            delay += link.between(0.2, _LATEST_S)
+        self._loop.later(max(delay, link.cut_until - self._loop.time()), self.process, self._listeners.ring)
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def _send(self, work: Callable[[], T], told: Callable[[T | Exception], None], *, commits: bool) -> None:
+        """Have the server do something; `told` is called in this process, with its result or why there is none."""
+        link, loop = self._link, self._loop
+        weather, now = link.weather, loop.time()
+        there, back = link.latency(), link.latency()
+        if commits:
+            there += link.between(0, weather.fsync)
+        if link.cut_until > now:
+            if link.cut_until - now > PATIENCE_S:
+                loop.later(PATIENCE_S, self.process, told, _unreachable("no answer in time"))
+                return
+            there += link.cut_until - now
+        if link.happens(weather.refused):
+            loop.later(there, self.process, told, _unreachable("refused"))
+        elif commits and link.happens(weather.lost_answer):
+            loop.later(there, WORLD, _quietly, work)
+            loop.later(there + back, self.process, told, _unreachable("the answer was lost"))
+        elif commits and link.happens(weather.late_commit):
+            loop.later(there + link.between(0, _LATEST_S), WORLD, _quietly, work)
+            loop.later(there, self.process, told, _unreachable("the answer was lost"))
+        else:
+            loop.later(there, WORLD, self._arrived, work, told, back)
+
+    def _arrived(self, work: Callable[[], T], told: Callable[[T | Exception], None], back: float) -> None:
+        try:
+            answer: T | Exception = work()
+        except Exception as error:  # noqa: BLE001 - the answer
+            answer = error
+        # A cut that has begun meanwhile holds the answer back, too.
+        self._loop.later(max(back, self._link.cut_until - self._loop.time()), self.process, told, answer)
+
+    async def _ask(self, work: Callable[[], T], *, commits: bool = False) -> T:
+        reply: asyncio.Future[T] = self._loop.create_future()
+
+        def told(answer: T | Exception) -> None:
+            if reply.done():
+                return
+            if isinstance(answer, Exception):
+                reply.set_exception(answer)
+            else:
+                reply.set_result(answer)
+
+        self._send(work, told, commits=commits)
+        return await reply
+
+    async def _read(self, read: Coroutine[Any, Any, T]) -> T:
+        """What a read of the memory store finds when it arrives."""
+        self._require_open()
+        try:
+            return await self._ask(lambda: _at_once(read))
+        finally:
+            read.close()
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _execute(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
+        def told(answer: list[Verdict] | Exception) -> None:
+            done([answer] * len(units) if isinstance(answer, Exception) else answer)
+
+        self._send(lambda: self._server.commit(units, self), told, commits=True)
+
+    async def _claim(self, name: str, params: Mapping[str, Any]) -> Rows:
+        return await self._ask(lambda: self._server.claim(name, params, self), commits=True)
+
+    def _transaction(self) -> Any:
+        raise DefinitionError("a simulated store runs no SQL")
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    async def outcome(self, unit_id: str) -> Written | None:
+        """See `Storage.outcome`."""
+        await self._committer.settled(unit_id)
+        return await self._ask(lambda: self.state.outcome(unit_id))
+
+    async def head(self, stream: str) -> int:
+        """See `Storage.head`."""
+        return await self._ask(lambda: self.state.head(stream))
+
+    async def last_position(self) -> int:
+        """See `Storage.last_position`."""
+        return await self._ask(self.state.last_position)
+
+    async def read_stream(self, stream: str, **wanted: Any) -> list[Record]:
+        """See `Storage.read_stream`."""
+        return await self._read(super().read_stream(stream, **wanted))
+
+    async def read_streams(self, streams: Sequence[str]) -> list[Record]:
+        """See `Storage.read_streams`."""
+        return await self._read(super().read_streams(streams))
+
+    async def read_log(self, **wanted: Any) -> list[Record]:
+        """See `Storage.read_log`."""
+        return await self._read(super().read_log(**wanted))
+
+    async def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
+        """See `Storage.get`."""
+        return await self._read(super().get(table, key))
+
+    async def query(self, name: str, /, **params: Any) -> Rows:
+        """See `Storage.query`."""
+        return await self._read(super().query(name, **params))
+
+
+class _NotedLiveness(HeartbeatLiveness):
+    """Notes which worker a storage's process is."""
+
+    def __init__(self, storage: SimulatedStorage, lease: float, time: Callable[[], float]) -> None:
+        super().__init__(lease, time)
+        self._storage = storage
+
+    def hold(self, worker: str) -> None:
+        super().hold(worker)
+        self._storage.worker = worker
+
+
+def _unreachable(why: str) -> StorageUnavailableError:
+    return StorageUnavailableError(f"simulated: {why}")
+
+
+def _at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    raise AssertionError("a read of the memory store waited for something")
+
+
+def _quietly(work: Callable[[], object]) -> None:
+    """Do what nobody is told of."""
+    with suppress(Exception):
+        work()
