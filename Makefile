@@ -65,6 +65,12 @@ test-long: $(STAMP) ## Run the tests with those that take minutes
 	@echo "seed: $(SEED)"
 	$(PYTEST) -m 'long or not long' $(ARGS)
 
+SEEDS ?= 1000
+FIRST ?= $(SEED)
+.PHONY: simulate
+simulate: $(STAMP) ## Run whole clusters with faults in simulated time (SEEDS=20000, FIRST=, JOBS=)
+	$(BIN)/python -m event_workflow_engine.testing.simulation --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
+
 .PHONY: fmt
 fmt: $(STAMP) ## Format the code and apply the safe fixes
 	$(BIN)/ruff check --fix-only --quiet .

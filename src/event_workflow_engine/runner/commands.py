@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["CancelStep", "Command", "DropTimer", "Fail", "Finish", "Replay", "Script", "SetTimer", "StartStep"]
 
 
-class StartStep(msgspec.Struct, frozen=True, gc=False):
+class StartStep(msgspec.Struct, frozen=True):
     """Run a step. `args` is ``None`` where the action gets its context, if anything."""
 
     step: str
@@ -42,13 +42,13 @@ class DropTimer(msgspec.Struct, frozen=True, gc=False):
     timer: str
 
 
-class Finish(msgspec.Struct, frozen=True, gc=False):
+class Finish(msgspec.Struct, frozen=True):
     """The saga is done, with this result."""
 
     result: Any = None
 
 
-class Fail(msgspec.Struct, frozen=True, gc=False):
+class Fail(msgspec.Struct, frozen=True):
     """The saga will not be done.
 
     Attributes:

@@ -42,6 +42,8 @@ _ENDS_WITHIN_S: Final = 2 * 3600.0 + 600.0
 
 _LOOK_S: Final = 1.0
 _AGAIN_S: Final = 0.5
+_PAUSES_S: Final = 6.0
+_ROUNDS: Final = 3
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -99,7 +101,8 @@ def _alone(chance: random.Random) -> Iterator[None]:
             yield
     finally:
         sys.unraisablehook = _ignored  # what is left of killed processes complains that it was never ended
-        gc.collect()
+        for _ in range(_ROUNDS):  # what is closed may first try again
+            gc.collect()
         gc.unfreeze()
         sys.unraisablehook = unraisable
         logging.disable(disabled)
@@ -125,6 +128,7 @@ class _Worker:
         self.storage: SimulatedStorage
         self._leaves: asyncio.Event
         self._task: asyncio.Task[None]
+        self._killed: asyncio.Future[None]
 
     def begin(self) -> None:
         """Start a process."""
@@ -135,6 +139,7 @@ class _Worker:
         self.process.holds.update(world.holds)
         self._leaves = asyncio.Event()
         self._task = self.process.start(self._live())
+        self._killed = world.loop.create_future()
 
     async def _live(self) -> None:
         leaves, storage = self._leaves, self.storage
@@ -149,16 +154,19 @@ class _Worker:
 
     def kill(self) -> None:
         """End it as SIGKILL does."""
+        if self.process.dead:
+            return
         self.process.kill()
         self.storage.gone()
+        self._killed.set_result(None)
         self._world.crashes += 1
 
     async def stop(self) -> None:
         """Ask it to end, and wait until it has."""
         task, leaves = self._task, self._leaves
         leaves.set()
-        await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is not None:
+        await asyncio.wait([task, self._killed], return_when=asyncio.FIRST_COMPLETED)
+        if task.done() and not task.cancelled() and task.exception() is not None:
             self._world.invariants.breaks(f"{self.process} ended with {task.exception()!r}")
 
 
@@ -211,8 +219,9 @@ class _World:
     async def _strike(self, fault: Fault) -> None:
         worker = self.workers[fault.worker]
         if fault.what == "kill":
-            worker.kill()
-            self.loop.call_later(fault.seconds, worker.begin)
+            if not worker.process.dead:
+                worker.kill()
+                self.loop.call_later(fault.seconds, worker.begin)
         elif fault.what == "stop":
             self._asked.append(asyncio.ensure_future(self._restart(worker)))
         elif fault.what == "freeze":
@@ -227,7 +236,7 @@ class _World:
     async def _restart(self, worker: _Worker) -> None:
         process = worker.process
         await worker.stop()
-        if worker.process is process:
+        if worker.process is process and not process.dead:
             worker.begin()
 
     async def _calm(self, asking: asyncio.Task[None]) -> None:
@@ -279,7 +288,9 @@ class _World:
             await self._insist(handle.cancel)
         else:
             await self._insist(handle.pause)
-            await asyncio.sleep(3)
+            await asyncio.sleep(_PAUSES_S)
+            await self._insist(handle.resume)
+            await asyncio.sleep(_PAUSES_S)  # by then a pause whose answer was lost has been made, too
             await self._insist(handle.resume)
 
     async def _insist(self, ask: Callable[[], Any]) -> None:

@@ -1,0 +1,94 @@
+"""Making a plan that breaks something smaller, as long as it still does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from event_workflow_engine.testing.simulation.faults import Weather
+from event_workflow_engine.testing.simulation.plan import Plan, StepPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from event_workflow_engine.testing.simulation.plan import SagaPlan
+
+__all__ = ["Shrunk", "shrink"]
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """The smallest plan that was found, and how many were tried."""
+
+    plan: Plan
+    tried: int
+
+
+def shrink(plan: Plan, breaks: Callable[[Plan], bool], *, most: int = 300) -> Shrunk:
+    """Take away what is not needed, one thing at a time (delta debugging, Zeller 2002).
+
+    Args:
+        plan: Breaks something.
+        breaks: Whether a plan does.
+        most: How many plans to try.
+    """
+    tried = 0
+    while tried < most:
+        for smaller in _smaller(plan):
+            tried += 1
+            if breaks(smaller):
+                plan = smaller
+                break
+            if tried >= most:
+                break
+        else:
+            break
+    return Shrunk(plan, tried)
+
+
+def _smaller(plan: Plan) -> Iterator[Plan]:
+    """All plans with one thing less, the largest things first."""
+    replace = msgspec.structs.replace
+    if len(plan.sagas) > 1:
+        for saga in plan.sagas:
+            yield replace(
+                plan,
+                sagas=tuple(one for one in plan.sagas if one is not saga),
+                requests=tuple(one for one in plan.requests if one.saga != saga.id),
+            )
+    for fault in plan.faults:
+        yield replace(plan, faults=tuple(one for one in plan.faults if one is not fault))
+    for request in plan.requests:
+        if request.what not in ("start", "signal"):
+            yield replace(plan, requests=tuple(one for one in plan.requests if one is not request))
+    for name, calm in msgspec.structs.asdict(Weather()).items():
+        if getattr(plan.weather, name) != calm:
+            yield replace(plan, weather=replace(plan.weather, **{name: calm}))
+    if plan.workers > 1 and all(fault.worker < plan.workers - 1 for fault in plan.faults):
+        yield replace(plan, workers=plan.workers - 1)
+    for n, saga in enumerate(plan.sagas):
+        for simpler in _simpler(saga):
+            yield replace(plan, sagas=(*plan.sagas[:n], simpler, *plan.sagas[n + 1 :]))
+
+
+def _simpler(saga: SagaPlan) -> Iterator[SagaPlan]:
+    replace = msgspec.structs.replace
+    if len(saga.steps) > 1:
+        if saga.form != "function":
+            last = saga.steps[-1].name
+            kept = tuple(
+                replace(one, after=tuple(name for name in one.after if name != last)) for one in saga.steps[:-1]
+            )
+            yield replace(saga, steps=kept)
+        else:
+            size, wait = saga.stages[-1]
+            rest = ((size - 1, wait),) if size > 1 else ()
+            if rest or wait != "signal":
+                yield replace(saga, steps=saga.steps[:-1], stages=(*saga.stages[:-1], *rest))
+    for n, step in enumerate(saga.steps):
+        for name, plain in msgspec.structs.asdict(StepPlan("")).items():
+            if name not in ("name", "undo") and getattr(step, name) != plain:
+                simpler = replace(step, **{name: plain})
+                yield replace(saga, steps=(*saga.steps[:n], simpler, *saga.steps[n + 1 :]))
