@@ -14,6 +14,7 @@ from event_workflow_engine.testing.simulation.server import Watcher
 
 if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Unit
+    from event_workflow_engine.testing.simulation.feeds import Feeds
     from event_workflow_engine.testing.simulation.ledger import Ledger
     from event_workflow_engine.testing.simulation.plan import Plan, SagaPlan, StepPlan
     from event_workflow_engine.testing.simulation.server import SimulatedServer
@@ -32,22 +33,26 @@ class Invariants(Watcher):
         plan: Of the run.
         server: Whose commits are looked at.
         ledger: Of the run.
+        feeds: Of the run.
 
     Attributes:
         broken: What does not hold, in order.
         facts: Of each saga, in order, as JSON.
     """
 
-    def __init__(self, plan: Plan, server: SimulatedServer, ledger: Ledger) -> None:
+    def __init__(self, plan: Plan, server: SimulatedServer, ledger: Ledger, feeds: Feeds) -> None:
         self.broken: list[str] = []
         self._plan = plan
         self._server = server
         self._ledger = ledger
+        self._feeds = feeds
         self._succeeded: set[tuple[str, str]] = set()
         self._undone: set[tuple[str, str]] = set()
         self._position = 0
+        self._turns: set[str] = set()
         self._owners: dict[str, str] = {}
         self.facts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._acted: set[tuple[str, str, int]] = set()
         self._begun: set[tuple[str, str, str, int]] = set()
         server.watchers.append(self)
 
@@ -86,6 +91,8 @@ class Invariants(Watcher):
         if any(one["t"] in _ENDS for one in before):
             self.breaks(f"{saga}: {kind} behind its end")
         before.append({**fact, "t": kind})
+        if kind in ("saga-admitted", *_ENDS):
+            self._in_turn(saga, ends=kind in _ENDS)
         if kind == "step-succeeded":
             if (saga, fact["step"]) in self._succeeded:
                 self.breaks(f"{saga}: step {fact['step']} succeeded twice")
@@ -97,14 +104,27 @@ class Invariants(Watcher):
                 self.breaks(f"{saga}: step {fact['step']} was undone twice")
             self._undone.add((saga, fact["step"]))
 
+    def _in_turn(self, saga: str, *, ends: bool) -> None:
+        """The queue lets one of its sagas run at a time."""
+        if ends:
+            self._turns.discard(saga)
+            return
+        self._turns.add(saga)
+        if len(self._turns) > 1:
+            self.breaks(f"{sorted(self._turns)} run at once, and their queue lets one")
+
     def _owner(self, saga: str) -> str:
         image = self._server.state.tables["sagas"].get((saga,))
         return "" if image is None else str(shape_of("sagas").as_dict(image)["owner"])
 
     # -- actions -------------------------------------------------------------------------------------------------
 
-    def action_begins(self, saga: str, step: str, attempt: int) -> None:
+    def action_begins(self, saga: str, plan: StepPlan, attempt: int) -> None:
         """A step's action: on record, not again when it is known to have succeeded, and by the saga's owner alone."""
+        step = plan.name
+        if not plan.idempotent and (saga, step, attempt) in self._acted:
+            self.breaks(f"{saga}: attempt {attempt} of step {step} ran again, which is not idempotent")
+        self._acted.add((saga, step, attempt))
         if (saga, "step-started", step, attempt) not in self._begun:
             self.breaks(f"{saga}: attempt {attempt} of step {step} began before its start was on record")
         if (saga, step) in self._succeeded:
@@ -132,6 +152,7 @@ class Invariants(Watcher):
         for saga in self._plan.sagas:
             if saga.id in accepted or self.facts[saga.id]:
                 self._check_saga(saga, cancelled=saga.id in cancelled)
+        self._check_feeds()
         log = self._server.state.log
         heads: Counter[str] = Counter()
         for record in log:
@@ -141,6 +162,20 @@ class Invariants(Watcher):
         if [one.position for one in log] != sorted({one.position for one in log}):
             self.breaks("the log's positions do not grow")
 
+    def _check_feeds(self) -> None:
+        """The read model holds each event once, in order; the subscription had each, and first in order."""
+        happened = self._feeds.happened
+        asked = sorted(n for n, one in enumerate(self._plan.requests) if one.what == "append")
+        if sorted(one.number for one in happened) != asked:
+            self.breaks(f"appended {asked}, and the log has {happened}")
+        documents = self._feeds.documents()
+        for stream in {one.stream for one in happened} | set(documents):
+            numbers = tuple(one.number for one in happened if one.stream == stream)
+            if documents.get(stream) != numbers:
+                self.breaks(f"the read model of {stream} has {documents.get(stream)}, and there are {numbers}")
+            if tuple(dict.fromkeys(one.number for one in self._feeds.heard if one.stream == stream)) != numbers:
+                self.breaks(f"the subscription heard {self._feeds.heard} of {stream}, and there are {numbers}")
+
     def _check_saga(self, saga: SagaPlan, *, cancelled: bool) -> None:
         facts = self.facts[saga.id]
         ends = [
@@ -149,10 +184,11 @@ class Invariants(Watcher):
         if len(ends) != 1:
             self.breaks(f"{saga.id}: ended {len(ends)} times: {ends}; last {facts[-1:]}")
             return
+        undone = {"saga-compensated", "saga-cancelled", "rollback-planned"}
         fails = saga.refuses or any(one.outcomes[-1] != "ok" for one in saga.steps)
-        wanted = {"saga-compensated", "saga-cancelled", "rollback-planned"} if fails else {"saga-completed"}
-        if cancelled:
-            wanted |= {"saga-compensated", "saga-cancelled", "rollback-planned"}
+        wanted = undone if fails else {"saga-completed"}
+        if cancelled or saga.timeout or any(one.timeout or not one.idempotent for one in saga.steps):
+            wanted |= undone
         if ends[0] not in wanted:
             self.breaks(f"{saga.id}: {ends[0]}, expected {' or '.join(sorted(wanted))}")
         for step in saga.steps:

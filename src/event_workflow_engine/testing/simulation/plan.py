@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -31,6 +31,8 @@ class StepPlan(msgspec.Struct, frozen=True):
         undo: Whether it has a compensation.
         undo_fails: How often that raises before it does its work.
         after: The steps that come before it, in a saga with steps.
+        timeout: Of an attempt, in seconds.
+        idempotent: Whether it may be tried again when nobody knows whether it happened.
     """
 
     name: str
@@ -39,6 +41,8 @@ class StepPlan(msgspec.Struct, frozen=True):
     undo: bool = True
     undo_fails: int = 0
     after: tuple[str, ...] = ()
+    timeout: float | None = None
+    idempotent: bool = True
 
 
 class SagaPlan(msgspec.Struct, frozen=True):
@@ -50,6 +54,9 @@ class SagaPlan(msgspec.Struct, frozen=True):
         steps: In order. A function runs those of one stage side by side.
         stages: Of a function: how many steps each stage has, and what it waits for behind them: seconds, or "signal".
         refuses: Whether a function raises at its end.
+        timeout: Of the saga, in seconds.
+        on_failure: What becomes of steps in flight when one fails.
+        queued: Whether it waits its turn in the queue, which lets one saga run at a time.
     """
 
     id: str
@@ -57,6 +64,9 @@ class SagaPlan(msgspec.Struct, frozen=True):
     steps: tuple[StepPlan, ...]
     stages: tuple[tuple[int, float | Literal["signal"]], ...] = ()
     refuses: bool = False
+    timeout: float | None = None
+    on_failure: Literal["settle", "cancel"] = "settle"
+    queued: bool = False
 
     @property
     def signals(self) -> int:
@@ -65,10 +75,13 @@ class SagaPlan(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a client asks for, at some time: ``start``, ``signal``, ``cancel``, or ``pause`` and then resume."""
+    """What a client asks for, at some time.
+
+    ``start``, ``signal``, ``cancel``, and ``pause`` with a resume, are for a saga; ``append`` is for a stream so named.
+    """
 
     at: float
-    what: Literal["start", "signal", "cancel", "pause"]
+    what: Literal["start", "signal", "cancel", "pause", "append"]
     saga: str
 
 
@@ -110,7 +123,11 @@ def plan_of(seed: int) -> Plan:
     chance = random.Random(f"plan {seed}")
     workers = chance.choice((1, 2, 2, 3))
     sagas = tuple(_saga(chance, f"s{n}") for n in range(chance.choice((1, 1, 2, 2, 3, 4))))
-    requests = sorted((one for saga in sagas for one in _requests(chance, saga)), key=lambda one: one.at)
+    asked = [one for saga in sagas for one in _requests(chance, saga)]
+    asked += [
+        Request(chance.random() * _LASTS, "append", f"things-{n % 2}") for n in range(chance.choice((0, 0, 1, 6)))
+    ]
+    requests = sorted(asked, key=lambda one: one.at)
     faults = sorted((_fault(chance, workers) for _ in range(chance.choice((0, 1, 1, 2, 2, 3)))), key=lambda one: one.at)
     return Plan(seed, workers, _weather(chance), sagas, tuple(requests), tuple(faults))
 
@@ -142,6 +159,8 @@ def _step(chance: random.Random, name: str, earlier: list[str]) -> StepPlan:
         undo=chance.random() < 0.8,
         undo_fails=chance.choice((0, 0, 0, 1, 2)),
         after=tuple(one for one in earlier if chance.random() < 0.4),
+        timeout=chance.choice((None, None, None, 1.0, 10.0)),
+        idempotent=chance.random() < 0.85,
     )
 
 
@@ -150,15 +169,20 @@ def _saga(chance: random.Random, saga_id: str) -> SagaPlan:
     steps: list[StepPlan] = []
     for n in range(chance.choice((1, 2, 3, 4))):
         steps.append(_step(chance, "abcd"[n], [one.name for one in steps] if form == "dag" else []))
+    common: dict[str, Any] = {
+        "timeout": chance.choice((None, None, None, None, 5.0, 60.0)),
+        "on_failure": chance.choice(("settle", "settle", "cancel")),
+        "queued": chance.random() < 0.2,
+    }
     if form != "function":
-        return SagaPlan(saga_id, "dag" if form == "dag" else "sequential", tuple(steps))
+        return SagaPlan(saga_id, "dag" if form == "dag" else "sequential", tuple(steps), **common)
     stages: list[tuple[int, float | Literal["signal"]]] = []
     left = len(steps)
     while left:
         size = chance.randint(1, min(2, left))
         left -= size
         stages.append((size, chance.choice((0.0, 0.0, 1.0, 10.0, "signal"))))
-    return SagaPlan(saga_id, "function", tuple(steps), tuple(stages), refuses=chance.random() < 0.25)
+    return SagaPlan(saga_id, "function", tuple(steps), tuple(stages), refuses=chance.random() < 0.25, **common)
 
 
 def _requests(chance: random.Random, saga: SagaPlan) -> Iterator[Request]:

@@ -35,7 +35,7 @@ class Actions:
 
     async def act(self, attempt: int, key: str) -> str:
         """Do, or do not, as this attempt is planned to."""
-        self._invariants.action_begins(self._saga, self.plan.name, attempt)
+        self._invariants.action_begins(self._saga, self.plan, attempt)
         outcome = self.plan.outcomes[min(attempt, len(self.plan.outcomes)) - 1]
         if outcome in ("ok", "lost"):
             self._ledger.note("did", self._saga, self.plan.name, key)
@@ -72,7 +72,9 @@ def program_of(plan: SagaPlan, actions: list[Actions]) -> Saga[Any, Any]:
     """The saga."""
     if plan.form == "function":
         return _function(plan, actions)
-    return Saga(plan.id, [_declared(one) for one in actions], sequential=plan.form == "sequential")
+    steps = [_declared(one) for one in actions]
+    in_order = plan.form == "sequential"
+    return Saga(plan.id, steps, sequential=in_order, timeout=plan.timeout, on_failure=plan.on_failure)
 
 
 async def undo_of_function(ctx: CompensationContext[Any, Any]) -> None:
@@ -85,7 +87,15 @@ def _declared(actions: Actions) -> SagaStep[Any]:
         return await actions.act(ctx.attempt, ctx.idempotency_key)
 
     plan = actions.plan
-    return SagaStep(plan.name, act, _undo(actions), retry=actions.retry, after=plan.after)
+    return SagaStep(
+        plan.name,
+        act,
+        _undo(actions),
+        retry=actions.retry,
+        after=plan.after,
+        timeout=plan.timeout,
+        idempotent=plan.idempotent,
+    )
 
 
 def _undo(actions: Actions) -> Callable[[CompensationContext[Any, Any]], Awaitable[None]] | None:
@@ -106,10 +116,16 @@ def _function(plan: SagaPlan, actions: list[Actions]) -> Saga[Any, Any]:
     def stepped(n: int) -> Awaitable[Any]:
         one = actions[n]
         return step(
-            act, n, name=one.plan.name, compensation=undo_of_function if one.plan.undo else None, retry=one.retry
+            act,
+            n,
+            name=one.plan.name,
+            compensation=undo_of_function if one.plan.undo else None,
+            retry=one.retry,
+            timeout=one.plan.timeout,
+            idempotent=one.plan.idempotent,
         )
 
-    @saga(plan.id)
+    @saga(plan.id, timeout=plan.timeout, on_failure=plan.on_failure)
     async def body() -> int:
         n = 0
         for size, wait in plan.stages:

@@ -16,10 +16,13 @@ import msgspec
 from event_workflow_engine.config import EngineConfig
 from event_workflow_engine.engine import WorkflowEngine
 from event_workflow_engine.errors import EngineStateError, SagaEndedError, StorageError
+from event_workflow_engine.events import NewEvent
 from event_workflow_engine.ids import ids_from
+from event_workflow_engine.queues import Queue
 from event_workflow_engine.storage.row_images import shape_of
 from event_workflow_engine.testing.simulation.clock import SimulatedClock
 from event_workflow_engine.testing.simulation.faults import Link, Weather
+from event_workflow_engine.testing.simulation.feeds import Feeds, Thing
 from event_workflow_engine.testing.simulation.invariants import Invariants
 from event_workflow_engine.testing.simulation.ledger import Ledger
 from event_workflow_engine.testing.simulation.loop import WORLD, SimulatedLoop, StalledError
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Report", "run"]
 
 LEASE_S: Final = 15.0
+QUEUE: Final = "turns"
 _CALM: Final = Weather()
 _ENDS_WITHIN_S: Final = 2 * 3600.0 + 600.0
 """Behind the last fault. A clock that is set back an hour makes a timer so much later, and a retry behind it, too."""
@@ -145,7 +149,7 @@ class _Worker:
         leaves, storage = self._leaves, self.storage
         while not leaves.is_set():
             engine = WorkflowEngine(storage, config=EngineConfig(lease=LEASE_S), clock=self.clock)
-            engine.register(*self._world.sagas.values())
+            self._world.register(engine)
             try:
                 async with storage, engine:
                     await leaves.wait()
@@ -179,7 +183,10 @@ class _World:
         self.chance = chance
         self.server = SimulatedServer(loop)
         self.ledger = Ledger()
-        self.invariants = Invariants(plan, self.server, self.ledger)
+        self.feeds = Feeds(self.server.state)
+        self.feeding = any(one.what == "append" for one in plan.requests)
+        self.queue = Queue(QUEUE, limit=1)
+        self.invariants = Invariants(plan, self.server, self.ledger, self.feeds)
         actions = {one.id: actions_of(one, self.ledger, self.invariants) for one in plan.sagas}
         self.holds = {(saga, one.plan.name): one for saga, of_saga in actions.items() for one in of_saga}
         self.sagas: dict[str, Saga[Any, Any]] = {one.id: program_of(one, actions[one.id]) for one in plan.sagas}
@@ -190,6 +197,14 @@ class _World:
         self._cancelled: set[str] = set()
         self._asked: list[asyncio.Task[Any]] = []
         loop.set_exception_handler(self._unhandled)
+
+    def register(self, engine: WorkflowEngine) -> None:
+        """Register what the plan needs."""
+        engine.register(*self.sagas.values())
+        if any(one.queued for one in self.plan.sagas):
+            engine.queues.register(self.queue)
+        if self.feeding:
+            self.feeds.register(engine)
 
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.invariants.breaks(f"unhandled: {context.get('message')}: {context.get('exception')!r}")
@@ -250,9 +265,11 @@ class _World:
         """Wait for the sagas' ends."""
         until = self.loop.time() + _ENDS_WITHIN_S
         ended_at = shape_of("sagas")
-        while any(ended_at.as_dict(image)["ended_at"] is None for image in self.server.state.tables["sagas"].values()):
+        sagas = self.server.state.tables["sagas"]
+        while any(ended_at.as_dict(image)["ended_at"] is None for image in sagas.values()) or not self.feeds.caught_up:
             if self.loop.time() > until:
-                self.invariants.breaks(f"not all sagas have ended {_ENDS_WITHIN_S:g} s behind the last fault")
+                late = "sagas have ended" if self.feeds.caught_up else "events were handled"
+                self.invariants.breaks(f"not all {late} {_ENDS_WITHIN_S:g} s behind the last fault")
                 return
             await asyncio.sleep(_LOOK_S)
 
@@ -262,7 +279,7 @@ class _World:
         storage = SimulatedStorage(self.server, process, self._link)
         while True:
             engine = WorkflowEngine(storage, config=EngineConfig(worker=False), clock=SimulatedClock(self.loop))
-            engine.register(*self.sagas.values())
+            self.register(engine)
             try:
                 async with storage, engine:
                     async with asyncio.TaskGroup() as asking:
@@ -275,8 +292,14 @@ class _World:
     async def _ask(self, engine: WorkflowEngine, request: Request, number: int) -> None:
         await self._until(request.at)
         if request.what == "start":
-            await self._insist(lambda: engine.start(self.sagas[request.saga], id=request.saga))
+            queued = any(one.queued and one.id == request.saga for one in self.plan.sagas)
+            turn: dict[str, Any] = {"queue": self.queue} if queued else {}
+            await self._insist(lambda: engine.start(self.sagas[request.saga], id=request.saga, **turn))
             self._accepted.add(request.saga)
+            return
+        if request.what == "append":
+            thing = NewEvent("simulated-thing", Thing(request.saga, number), id=f"thing-{number}")
+            await self._insist(lambda: engine.store.append(request.saga, thing))
             return
         handle = engine.handle(request.saga)
         while not self.server.state.tables["sagas"].get((request.saga,)):  # noqa: ASYNC110 - it is started elsewhere

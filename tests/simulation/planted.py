@@ -1,0 +1,287 @@
+"""Bugs of the kind that such engines have had, to be put into this one: each a promise broken in one place.
+
+What is patched is our own, on purpose: a simulation that finds none of them proves nothing by finding no other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from event_workflow_engine import history as h
+from event_workflow_engine import planner
+from event_workflow_engine.journal import Journal
+from event_workflow_engine.outcomes import Outcome
+from event_workflow_engine.runner import attempts, keeper, resume, rollback
+from event_workflow_engine.runner.kit import Kit
+from event_workflow_engine.runner.mail import Mail
+from event_workflow_engine.runner.pen import Pen
+from event_workflow_engine.runner.rollback import Rollback
+from event_workflow_engine.runner.run import SagaRun
+from event_workflow_engine.storage.memory import queries
+from event_workflow_engine.storage.memory.state import MemoryState
+from event_workflow_engine.storage.port import Written
+from event_workflow_engine.testing.simulation.server import SimulatedStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+PLANTED: Final[dict[str, Callable[[pytest.MonkeyPatch], None]]] = {}
+
+
+def planted(plant: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
+    PLANTED[plant.__name__] = plant
+    return plant
+
+
+# -- who may write ---------------------------------------------------------------------------------------------------
+
+
+@planted
+def the_fence_is_not_checked(patch: pytest.MonkeyPatch) -> None:
+    write = MemoryState.write
+
+    def trusting(self: MemoryState, unit: Any) -> Any:
+        rows = tuple(msgspec.structs.replace(row, where={}) if row.table == "sagas" else row for row in unit.rows)
+        return write(self, msgspec.structs.replace(unit, worker=None, rows=rows))
+
+    patch.setattr(MemoryState, "write", trusting)
+
+
+@planted
+def a_saga_is_claimed_twice(patch: pytest.MonkeyPatch) -> None:
+    claim = queries.claim_sagas
+
+    def generous(store: Any, *, now: int, **given: Any) -> Any:
+        for row in store.rows("sagas"):
+            if row["ended_at"] is None and row["wake_at"] is None and row["owner"]:
+                queries._put(store, "sagas", row, owner="", wake_at=now)
+        return claim(store, now=now, **given)
+
+    patch.setitem(queries.CLAIM_FUNCTIONS, "claim_sagas", generous)
+
+
+@planted
+def a_worker_in_doubt_of_its_life_acts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Kit, "doubt", lambda _: None)
+
+
+@planted
+def sagas_of_a_dead_worker_stay_its_own(patch: pytest.MonkeyPatch) -> None:
+    def bury(store: Any, *, id: str, incarnation: int, now: int) -> list[Any]:  # noqa: A002
+        for row in store.rows("workers"):
+            if row["id"] == id and row["incarnation"] == incarnation:
+                queries._put(store, "workers", row, alive=0)
+        return []
+
+    patch.setitem(queries.CLAIM_FUNCTIONS, "bury_worker", bury)
+
+
+# -- what is on disk, and when ---------------------------------------------------------------------------------------
+
+
+@planted
+def a_commit_is_acknowledged_before_it_is_made(patch: pytest.MonkeyPatch) -> None:
+    def hasty(self: SimulatedStorage, units: list[Any], done: Any) -> None:
+        state = self.state
+        done([Written(unit.id, state._placed(msgspec.structs.replace(unit, appends=()))[1]) for unit in units])
+        self._send(lambda: self._server.commit(units, self), lambda _: None, commits=True)
+
+    patch.setattr(SimulatedStorage, "_execute", hasty)
+
+
+@planted
+def an_action_begins_before_its_start_is_on_disk(patch: pytest.MonkeyPatch) -> None:
+    act = SagaRun._act
+
+    def at_once(self: SagaRun) -> None:
+        self._aboard = len(self.starting)
+        act(self)
+
+    patch.setattr(SagaRun, "_act", at_once)
+
+
+@planted
+def a_compensation_begins_before_its_start_is_on_disk(patch: pytest.MonkeyPatch) -> None:
+    launch = Rollback.launch_boarded
+
+    def at_once(self: Rollback) -> None:
+        self.board()
+        launch(self)
+
+    patch.setattr(Rollback, "launch_boarded", at_once)
+
+
+@planted
+def what_a_step_returned_is_forgotten_on_resume(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        resume, "_FOR_THE_SCRIPT", tuple(kind for kind in resume._FOR_THE_SCRIPT if kind is not h.StepSucceeded)
+    )
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+def _after_loading(patch: pytest.MonkeyPatch, change: Callable[[Journal], None]) -> None:
+    load = Journal.load
+
+    def changed(self: Journal, *given: Any) -> Any:
+        facts = load(self, *given)
+        change(self)
+        return facts
+
+    patch.setattr(Journal, "load", changed)
+
+
+@planted
+def timers_are_forgotten_on_resume(patch: pytest.MonkeyPatch) -> None:
+    _after_loading(patch, lambda journal: journal.timers.clear())
+
+
+@planted
+def retries_are_forgotten_on_resume(patch: pytest.MonkeyPatch) -> None:
+    _after_loading(patch, lambda journal: journal.retries.clear())
+
+
+@planted
+def a_saga_that_sleeps_has_no_time_to_wake(patch: pytest.MonkeyPatch) -> None:
+    unit = Pen.unit
+
+    def timeless(self: Pen, facts: Any, journal: Any, wake: Any, *, park: bool) -> Any:
+        return unit(self, facts, journal, None if park else wake, park=park)
+
+    patch.setattr(Pen, "unit", timeless)
+
+
+# -- the inbox -------------------------------------------------------------------------------------------------------
+
+
+@planted
+def a_signal_between_the_last_look_and_sleep_is_lost(patch: pytest.MonkeyPatch) -> None:
+    unit = Pen.unit
+
+    def blind(self: Pen, *given: Any, park: bool) -> Any:
+        made = unit(self, *given, park=park)
+        return msgspec.structs.replace(made, appends=made.appends[:1])
+
+    patch.setattr(Pen, "unit", blind)
+
+
+@planted
+def the_inbox_is_read_on_resume_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SagaRun, "wake", lambda _: None)
+    patch.setattr(Mail, "look", lambda _: None)
+
+
+@planted
+def a_resume_is_overlooked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SagaRun, "unpause", lambda *_: None)
+
+
+# -- undoing ---------------------------------------------------------------------------------------------------------
+
+
+@planted
+def steps_are_undone_in_any_order(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(planner, "_reverse_completion", lambda undone: {state.step: () for state in undone})
+    patch.setattr(planner, "_reverse_dag", lambda undone, _: {state.step: () for state in undone})
+
+
+@planted
+def unknown_steps_are_not_undone(patch: pytest.MonkeyPatch) -> None:
+    plan = rollback.plan_rollback
+
+    def certain(journal: Any, specs: Any, dag: Any) -> Any:
+        whole = plan(journal, specs, dag)
+        kept = {one.step for one in whole.plan if one.outcome is not Outcome.UNKNOWN}
+        entries = tuple(
+            msgspec.structs.replace(one, after=tuple(name for name in one.after if name in kept))
+            for one in whole.plan
+            if one.step in kept
+        )
+        return h.RollbackPlanned(entries, whole.skipped)
+
+    patch.setattr(rollback, "plan_rollback", certain)
+
+
+@planted
+def a_failure_speaks_for_the_attempts_before_it(patch: pytest.MonkeyPatch) -> None:
+    apply = Journal.apply
+
+    def forgetful(self: Journal, fact: Any, *rest: Any) -> None:
+        apply(self, fact, *rest)
+        for state in self.steps.values():
+            state.maybe = False
+
+    patch.setattr(Journal, "apply", forgetful)
+
+
+@planted
+def a_failed_compensation_counts_as_done(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        rollback, "record_compensation", lambda _r, _s, state, _e: h.CompensationSucceeded(state.planned.step)
+    )
+
+
+@planted
+def an_interrupted_compensation_counts_as_done(patch: pytest.MonkeyPatch) -> None:
+    go_on = Rollback.go_on
+
+    def credulous(self: Rollback, *, again: bool = False) -> None:
+        for step, state in self._run.journal.compensations.items():
+            if state.status == "started":
+                self._run.emit(h.CompensationSucceeded(step))
+        go_on(self, again=again)
+
+    patch.setattr(Rollback, "go_on", credulous)
+
+
+@planted
+def an_interrupted_step_counts_as_not_done(patch: pytest.MonkeyPatch) -> None:
+    def interrupted(run: Any, state: Any) -> None:
+        fact = h.StepFailed(state.step, "Interrupted", "", state.attempt)
+        resume._check_requested(run, state.step)
+        run.emit(fact)
+        run.tell(fact, None, ValueError(""))
+        run.conclude()
+
+    patch.setattr(resume, "_interrupted", interrupted)
+
+
+@planted
+def a_rollback_begins_beside_steps_in_flight(patch: pytest.MonkeyPatch) -> None:
+    conclude = SagaRun.conclude
+
+    def hasty(self: SagaRun) -> None:
+        if self.doom is not None and self.journal.open_steps:
+            for step, state in list(self.journal.steps.items()):
+                if not state.settled:
+                    self.emit(h.StepFailed(step, "Given up", "", state.attempt))
+        conclude(self)
+
+    patch.setattr(SagaRun, "conclude", hasty)
+
+
+# -- steps -----------------------------------------------------------------------------------------------------------
+
+
+@planted
+def each_attempt_has_a_key_of_its_own(patch: pytest.MonkeyPatch) -> None:
+    common = attempts._common
+
+    def numbered(run: Any, step: str, number: int, *rest: Any) -> Any:
+        place, name, value, results, key, *others = common(run, step, number, *rest)
+        return (place, name, value, results, f"{key}:{number}", *others)
+
+    patch.setattr(attempts, "_common", numbered)
+
+
+@planted
+def a_saga_that_was_lost_is_not_loaded_again(patch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any) -> None:
+        return
+
+    patch.setattr(keeper.SagaKeeper, "_reload_later", never)
