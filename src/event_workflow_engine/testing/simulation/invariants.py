@@ -88,11 +88,12 @@ class Invariants(Watcher):
     def _happened(self, saga: str, kinds: str, fact: dict[str, Any]) -> None:
         kind = fact.get("t", kinds)
         before = self.facts[saga]
-        if any(one["t"] in _ENDS for one in before):
+        if before and _is_end(before[-1]):
             self.breaks(f"{saga}: {kind} behind its end")
         before.append({**fact, "t": kind})
-        if kind in ("saga-admitted", *_ENDS):
-            self._in_turn(saga, ends=kind in _ENDS)
+        ends = _is_end(before[-1])
+        if ends or kind == "saga-admitted":
+            self._in_turn(saga, ends=ends)
         if kind == "step-succeeded":
             if (saga, fact["step"]) in self._succeeded:
                 self.breaks(f"{saga}: step {fact['step']} succeeded twice")
@@ -178,9 +179,7 @@ class Invariants(Watcher):
 
     def _check_saga(self, saga: SagaPlan, *, cancelled: bool) -> None:
         facts = self.facts[saga.id]
-        ends = [
-            one["t"] for one in facts if one["t"] in _ENDS or (one["t"] == "rollback-planned" and not one.get("plan"))
-        ]
+        ends = [one["t"] for one in facts if _is_end(one)]
         if len(ends) != 1:
             self.breaks(f"{saga.id}: ended {len(ends)} times: {ends}; last {facts[-1:]}")
             return
@@ -221,3 +220,8 @@ class Invariants(Watcher):
                 begun = ("compensation-started", one)
                 if undone in order and begun in order and order.index(undone) > order.index(begun):
                     self.breaks(f"{saga.id}: {one} was undone before {step}, which came after it")
+
+
+def _is_end(fact: dict[str, Any]) -> bool:
+    """Whether a saga ends with it: of one that failed with nothing to undo, the plan that says so is the last."""
+    return fact["t"] in _ENDS or (fact["t"] == "rollback-planned" and not fact.get("plan"))

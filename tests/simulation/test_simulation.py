@@ -1,0 +1,88 @@
+"""Whole clusters, one for each seed: the promises hold in all of them, and a simulation without them would be seen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.conftest import SEED
+from tests.simulation.planted import PLANTED
+
+from event_workflow_engine.testing.simulation.plan import plan_of
+from event_workflow_engine.testing.simulation.shrinking import shrink
+from event_workflow_engine.testing.simulation.world import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from event_workflow_engine.testing.simulation.plan import Plan
+
+SHARES = 10
+EACH = 50
+LONG_EACH = 2_000
+WITHIN = 2_000
+
+OF_ALL = """
+from event_workflow_engine.testing.simulation.plan import plan_of
+from event_workflow_engine.testing.simulation.world import run
+print([run(plan_of(seed)).digest for seed in range(20)])
+"""
+
+
+def broken(seeds: Iterable[int]) -> dict[int, tuple[str, ...]]:
+    """What breaks: ``python -m event_workflow_engine.testing.simulation --seed N`` runs one again and makes it small."""
+    found = {}
+    for seed in seeds:
+        report = run(plan_of(seed))
+        if report.broken:
+            found[seed] = report.broken
+    return found
+
+
+def shares(each: int) -> list[range]:
+    return [range(first, first + each) for first in range(SEED, SEED + SHARES * each, each)]
+
+
+@pytest.mark.parametrize("seeds", shares(EACH), ids=str)
+def test_every_promise_holds(seeds: range) -> None:
+    assert broken(seeds) == {}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seeds", shares(LONG_EACH), ids=str)
+def test_every_promise_holds_in_many(seeds: range) -> None:
+    assert broken(seeds) == {}
+
+
+def digests(hash_seed: str) -> str:
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    ran = subprocess.run([sys.executable, "-c", OF_ALL], env=environment, capture_output=True, text=True, check=True)
+    return ran.stdout
+
+
+def test_the_same_seed_is_the_same_run_in_another_process() -> None:
+    first = digests("1")
+    assert first.count("'") == 40
+    assert digests("2") == first
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    PLANTED[name](monkeypatch)
+    assert any(run(plan_of(seed)).broken for seed in range(WITHIN))
+
+
+def test_what_breaks_is_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    PLANTED["unknown_steps_are_not_undone"](monkeypatch)
+
+    def breaks(plan: Plan) -> bool:
+        return bool(run(plan).broken)
+
+    whole = next(plan for plan in map(plan_of, range(WITHIN)) if len(plan.sagas) > 1 and breaks(plan))
+    small = shrink(whole, breaks).plan
+    assert breaks(small)
+    assert len(small.sagas) == 1
+    assert small.faults == ()
