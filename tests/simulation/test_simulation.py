@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +18,7 @@ from event_workflow_engine.testing.simulation.shrinking import shrink
 from event_workflow_engine.testing.simulation.world import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from event_workflow_engine.testing.simulation.plan import Plan
 
@@ -30,6 +32,13 @@ from event_workflow_engine.testing.simulation.plan import plan_of
 from event_workflow_engine.testing.simulation.world import run
 print([run(plan_of(seed)).digest for seed in range(20)])
 """
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[ProcessPoolExecutor]:
+    """A process of its own: what is left of killed workers is not collected in the middle of another test."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield pool
 
 
 def broken(seeds: Iterable[int]) -> dict[int, tuple[str, ...]]:
@@ -47,14 +56,14 @@ def shares(each: int) -> list[range]:
 
 
 @pytest.mark.parametrize("seeds", shares(EACH), ids=str)
-def test_every_promise_holds(seeds: range) -> None:
-    assert broken(seeds) == {}
+def test_every_promise_holds(apart: ProcessPoolExecutor, seeds: range) -> None:
+    assert apart.submit(broken, seeds).result() == {}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seeds", shares(LONG_EACH), ids=str)
-def test_every_promise_holds_in_many(seeds: range) -> None:
-    assert broken(seeds) == {}
+def test_every_promise_holds_in_many(apart: ProcessPoolExecutor, seeds: range) -> None:
+    assert apart.submit(broken, seeds).result() == {}
 
 
 def digests(hash_seed: str) -> str:
@@ -69,20 +78,32 @@ def test_the_same_seed_is_the_same_run_in_another_process() -> None:
     assert digests("2") == first
 
 
+def finds(name: str) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        PLANTED[name](patch)
+        return any(run(plan_of(seed)).broken for seed in range(WITHIN))
+
+
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    PLANTED[name](monkeypatch)
-    assert any(run(plan_of(seed)).broken for seed in range(WITHIN))
+def test_a_planted_bug_is_found(apart: ProcessPoolExecutor, name: str) -> None:
+    assert apart.submit(finds, name).result()
 
 
-def test_what_breaks_is_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    PLANTED["unknown_steps_are_not_undone"](monkeypatch)
+def breaks(plan: Plan) -> bool:
+    return bool(run(plan).broken)
 
-    def breaks(plan: Plan) -> bool:
-        return bool(run(plan).broken)
 
-    whole = next(plan for plan in map(plan_of, range(WITHIN)) if len(plan.sagas) > 1 and breaks(plan))
-    small = shrink(whole, breaks).plan
-    assert breaks(small)
+def shrunk() -> tuple[Plan, bool]:
+    """The smallest plan that shows a planted bug, and whether it does."""
+    with pytest.MonkeyPatch.context() as patch:
+        PLANTED["unknown_steps_are_not_undone"](patch)
+        whole = next(plan for plan in map(plan_of, range(WITHIN)) if len(plan.sagas) > 1 and breaks(plan))
+        small = shrink(whole, breaks).plan
+        return small, breaks(small)
+
+
+def test_what_breaks_is_made_small(apart: ProcessPoolExecutor) -> None:
+    small, still_breaks = apart.submit(shrunk).result()
+    assert still_breaks
     assert len(small.sagas) == 1
     assert small.faults == ()
