@@ -479,7 +479,8 @@ class SagaRun:
 
     def ring(self) -> None:
         """Something is due: timers, retries, the deadline."""
-        if self.closed or self.parking or self.paused or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
+        stands = self.paused or self.journal.state is WorkflowState.NEEDS_INTERVENTION
+        if self.closed or self.parking or stands or self.journal.ended:  # its end may wait for the next unit
             return
         fire_due(self)
         self.flush()
