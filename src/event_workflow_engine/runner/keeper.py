@@ -268,7 +268,7 @@ class SagaKeeper:
         if isinstance(error, StorageError) and not isinstance(error, (OwnershipLostError, RowConflictError)):
             _log.error("saga %s could not be written and is loaded again: %s", run.saga_id, error)
             self._drop(run)
-            self.spawn(self._reload_later(run.saga_id))
+            self.spawn(self._reload_later(run.saga_id, run.fence))
             return
         self._drop(run)
         self.ends.left(run.saga_id)
@@ -282,12 +282,13 @@ class SagaKeeper:
         shown = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")  # noqa: PLR2004 - enough to recognise them by
         _log.warning("%d sagas (%s) are no longer this worker's: %s", len(lost), shown, error)
 
-    async def _reload_later(self, saga_id: str) -> None:
+    async def _reload_later(self, saga_id: str, fence: int) -> None:
+        fences = msgspec.json.encode({saga_id: fence}).decode()
         while True:
             await asyncio.sleep(_BACK_OFF_S)
             try:
                 await self.kit.storage.perform(
-                    "release_sagas", worker=self.kit.worker.id, ids=f'["{saga_id}"]', now=self.kit.now()
+                    "release_sagas", worker=self.kit.worker.id, fences=fences, now=self.kit.now()
                 )
             except StorageError:
                 continue
@@ -418,17 +419,17 @@ class SagaKeeper:
         kit = self.kit
         try:
             # In its turn among all that is written, so behind the end of a claim whose answer was lost.
-            await kit.storage.perform("release_sagas", worker=kit.worker.id, ids="[]", now=kit.now())
+            await kit.storage.perform("release_sagas", worker=kit.worker.id, fences="{}", now=kit.now())
             rows = await kit.storage.query("owned_sagas", worker=kit.worker.id)
-            strays = [row["id"] for row in rows if row["id"] not in self._runs]
+            strays = {row["id"]: row["fence"] for row in rows if row["id"] not in self._runs}
             ending = [one for one in strays if self._locks.held(one)]
             if ending:  # their code has not ended, and nobody shall run them beside it
-                strays = [one for one in strays if one not in ending]
+                strays = {one: fence for one, fence in strays.items() if one not in ending}
                 self._strays = True
                 self._wake_by(kit.now() + int(_BACK_OFF_S * _MICROS))
             if strays:
-                ids = msgspec.json.encode(strays).decode()
-                await kit.storage.perform("release_sagas", worker=kit.worker.id, ids=ids, now=kit.now())
+                fences = msgspec.json.encode(strays).decode()
+                await kit.storage.perform("release_sagas", worker=kit.worker.id, fences=fences, now=kit.now())
         except StorageError:
             self._strays = True
             raise

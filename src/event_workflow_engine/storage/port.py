@@ -487,7 +487,8 @@ CLAIMS: Final = (
     "claim_saga",  # :worker :id -> the same for one unended, unowned saga, whatever its wake_at; 0 or 1 rows
     "bury_worker",  # :id :incarnation :now -> alive = 0 (irrevocable), its sagas: owner '', wake_at :now; those rows.
     #                 Claims give sagas to living workers only: what a dead one got would be found by nobody
-    "release_sagas",  # :worker :ids (JSON array) :now -> owner '', wake_at :now where owner is :worker; the rows
+    "release_sagas",  # :worker :fences (JSON object id -> fence) :now -> owner '', wake_at :now where owner is :worker
+    #                   and the fence is still that one: late, it does not take what was claimed again since; the rows
     "delete_documents",  # :projection :generation -> deletes documents, parked keys and events of a generation
     "swap_projection",  # :name :shadow :version :position -> under the lock: makes shadow the live generation where the
     #                      shadow's checkpoint is at :position and that is the log's last position, and an inline one

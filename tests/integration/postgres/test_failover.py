@@ -192,7 +192,7 @@ async def test_nothing_lands_that_was_decided_before_the_loss_was_known(primary:
             assert not storage.rewinds
 
             async def claim() -> None:
-                await storage.perform("release_sagas", worker="w-1", ids="[]", now=1)
+                await storage.perform("release_sagas", worker="w-1", fences="{}", now=1)
 
             sent = storage.submit(Unit("sent", 1))
             await asyncio.sleep(0)

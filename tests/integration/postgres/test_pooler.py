@@ -56,7 +56,7 @@ async def do_everything(storage: Storage) -> None:
     claimed += await storage.perform("claim_saga", worker="w", id="s-2")
     assert [row["id"] for row in claimed] == ["s-1", "s-2"]
     await storage.write(row_unit(Row("sagas", "update", ("s-1",), {"ended_at": 30}, {"fence": 1}), by=by))
-    await storage.perform("release_sagas", worker="w", ids='["s-2"]', now=40)
+    await storage.perform("release_sagas", worker="w", fences='{"s-2": 1}', now=40)
     await storage.perform("bury_worker", id="w", incarnation=1, now=50)
     with pytest.raises(OwnershipLostError):
         await storage.write(unit(events("a"), by=by))

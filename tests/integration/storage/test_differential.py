@@ -216,9 +216,10 @@ class Differential(RuleBasedStateMachine):
     def bury(self, worker: str, incarnation: int, now: int) -> None:
         self.both(lambda s: s.perform("bury_worker", id=worker, incarnation=incarnation, now=now))
 
-    @rule(worker=st.sampled_from(WORKERS), now=st.integers(0, 3))
-    def release(self, worker: str, now: int) -> None:
-        self.both(lambda s: s.perform("release_sagas", worker=worker, ids='["s1","s2"]', now=now))
+    @rule(worker=st.sampled_from(WORKERS), fence=st.integers(0, 3), now=st.integers(0, 3))
+    def release(self, worker: str, fence: int, now: int) -> None:
+        fences = f'{{"s1":{fence},"s2":{fence}}}'
+        self.both(lambda s: s.perform("release_sagas", worker=worker, fences=fences, now=now))
 
     @rule(generation=st.integers(1, 2))
     def delete_documents(self, generation: int) -> None:

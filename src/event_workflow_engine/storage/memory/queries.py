@@ -66,9 +66,9 @@ def woken_sagas(store: MemoryState, *, worker: str) -> Rows:
 
 
 def owned_sagas(store: MemoryState, *, worker: str) -> Rows:
-    """The ids of sagas in a worker's hands."""
+    """The sagas in a worker's hands, each by its id, with its fence."""
     rows = [row for row in store.rows("sagas") if row["owner"] == worker and row["ended_at"] is None]
-    return [{"id": row["id"]} for row in rows]
+    return [{"id": row["id"], "fence": row["fence"]} for row in rows]
 
 
 def log_end(store: MemoryState) -> Rows:
@@ -104,10 +104,14 @@ def claim_saga(store: MemoryState, *, worker: str, id: str) -> Rows:  # noqa: A0
     return _claimed(store, worker, [row for row in store.rows("sagas") if row["id"] == id and _unowned(row)])
 
 
-def release_sagas(store: MemoryState, *, worker: str, ids: str, now: int) -> Rows:
-    """Take sagas from their owner; they are due at once."""
-    wanted = set(msgspec.json.decode(ids))
-    mine = [r for r in store.rows("sagas") if r["id"] in wanted and r["owner"] == worker and r["ended_at"] is None]
+def release_sagas(store: MemoryState, *, worker: str, fences: str, now: int) -> Rows:
+    """Take sagas from their owner, unless it has claimed them again since; they are due at once."""
+    wanted = msgspec.json.decode(fences, type=dict[str, int])
+    mine = [
+        row
+        for row in store.rows("sagas")
+        if wanted.get(row["id"]) == row["fence"] and row["owner"] == worker and row["ended_at"] is None
+    ]
     return [_put(store, "sagas", row, owner="", wake_at=now) for row in mine]
 
 

@@ -71,10 +71,20 @@ class ClaimCases(Cases):
         """A worker gives its own sagas back, due at once; not those of others, nor those that ended."""
         await storage.write(row_unit(worker("w1"), saga("a", owner="w1"), saga("b", owner="w1", wake_at=None)))
         await storage.write(row_unit(saga("other", owner="w2"), saga("ended", owner="w1", ended_at=1)))
-        ids = msgspec.json.encode(["a", "b", "other", "ended", "none"]).decode()
-        rows = await storage.perform("release_sagas", worker="w1", ids=ids, now=7)
+        fences = msgspec.json.encode(dict.fromkeys(["a", "b", "other", "ended", "none"], 0)).decode()
+        rows = await storage.perform("release_sagas", worker="w1", fences=fences, now=7)
         assert [(r["id"], r["owner"], r["wake_at"]) for r in rows] == [("a", "", 7), ("b", "", 7)]
         assert _ids(await self._claim(storage)) == ["a", "b"]
+
+    async def test_a_late_release(self, storage: Storage) -> None:
+        """A release that comes late does not take a saga that the same worker has claimed again since."""
+        await storage.write(row_unit(worker("w1"), saga("a")))
+        (first,) = await storage.perform("claim_saga", worker="w1", id="a")
+        late = msgspec.json.encode({"a": first["fence"]}).decode()
+        assert len(await storage.perform("release_sagas", worker="w1", fences=late, now=7)) == 1
+        (again,) = await storage.perform("claim_saga", worker="w1", id="a")
+        assert await storage.perform("release_sagas", worker="w1", fences=late, now=7) == []
+        assert await storage.query("owned_sagas", worker="w1") == [{"id": "a", "fence": again["fence"]}]
 
     async def test_burial(self, storage: Storage) -> None:
         """A dead worker's sagas are free and due; it can write no more; its next life can."""

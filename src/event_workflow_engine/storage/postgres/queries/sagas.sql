@@ -23,7 +23,7 @@ WHERE owner = :worker AND owner <> '' AND ended_at IS NULL AND wake_at IS NOT NU
 ORDER BY id;
 
 -- name: owned_sagas
-SELECT id FROM ewe.sagas WHERE owner = :worker AND owner <> '' AND ended_at IS NULL ORDER BY id;
+SELECT id, fence FROM ewe.sagas WHERE owner = :worker AND owner <> '' AND ended_at IS NULL ORDER BY id;
 
 -- name: sagas_count
 SELECT state, count(*) AS n FROM ewe.sagas GROUP BY state ORDER BY state NULLS FIRST;
@@ -58,7 +58,7 @@ RETURNING xmin::text::bigint AS row_version, sagas.*;
 -- name: release_sagas
 -- returns: sagas
 UPDATE ewe.sagas SET owner = '', wake_at = :now
-WHERE id IN (SELECT jsonb_array_elements_text(:ids::jsonb)) AND owner = :worker AND ended_at IS NULL
+WHERE (id, fence) IN (SELECT key, value::bigint FROM jsonb_each_text(:fences::jsonb)) AND owner = :worker AND ended_at IS NULL
 RETURNING xmin::text::bigint AS row_version, sagas.*;
 
 -- name: bury_worker

@@ -36,7 +36,7 @@ WHERE owner = :worker AND owner <> '' AND ended_at IS NULL AND wake_at IS NOT NU
 ORDER BY id;
 
 -- name: owned_sagas
-SELECT id FROM sagas WHERE owner = :worker AND owner <> '' AND ended_at IS NULL ORDER BY id;
+SELECT id, fence FROM sagas WHERE owner = :worker AND owner <> '' AND ended_at IS NULL ORDER BY id;
 
 -- name: sagas_count
 SELECT state, count(*) AS n FROM sagas GROUP BY state ORDER BY state;
@@ -69,7 +69,7 @@ RETURNING *;
 -- name: release_sagas
 -- returns: sagas
 UPDATE sagas SET owner = '', wake_at = :now
-WHERE id IN (SELECT value FROM json_each(:ids)) AND owner = :worker AND ended_at IS NULL
+WHERE (id, fence) IN (SELECT key, value FROM json_each(:fences)) AND owner = :worker AND ended_at IS NULL
 RETURNING *;
 
 -- name: bury_worker
