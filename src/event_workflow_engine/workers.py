@@ -148,20 +148,21 @@ class Worker:
 
     async def bury_the_dead(self) -> bool:
         """Declare dead whoever is gone, irrevocably; whether one went since the last look, in whatever way."""
-        before, self._others = self._others, set()
+        before, others = self._others, set[str]()
         for row in await self._storage.query("live_workers"):
             if row["id"] == self.ref.id:
                 continue
             if not self._liveness.is_gone(row):
-                self._others.add(row["id"])
+                others.add(row["id"])
                 continue
-            before.add(row["id"])
+            before.add(row["id"])  # stays there if the burial has no answer: that it went is noticed at the next look
             now = self._now()
             freed = await self._storage.perform("bury_worker", id=row["id"], incarnation=row["incarnation"], now=now)
             level = logging.WARNING if freed else logging.INFO
             _log.log(level, "worker %s (pid %s on %s) is gone; %d of its sagas go on elsewhere", row["id"], row["pid"],
                      row["host"], len(freed))  # fmt: skip
-        return not before <= self._others
+        self._others = others
+        return not before <= others
 
     async def _look(self) -> None:
         while True:
