@@ -136,13 +136,15 @@ class Worker:
             self._owner.worker_sure_again()
 
     async def _begin_again(self) -> None:
-        dead = {"incarnation": self.ref.incarnation, "alive": 0}
         self.ref = WorkerRef(self.ref.id, self.ref.incarnation + 1)
         _log.warning("worker %s was taken for dead and goes on as its life %d: its heartbeats came too late, as after "
                      "a suspended process or a blocked event loop", self.ref.id, self.ref.incarnation)  # fmt: skip
         # First of all its sagas are let go of: they are others'.
         self._owner.worker_reborn(self.ref)
-        await self._register("update", dead)
+        # As the store has it: a life before that was begun without an answer may be in it, or not.
+        row = await self._storage.get("workers", (self.ref.id,))
+        known = {} if row is None else {"incarnation": row["incarnation"], "alive": row["alive"]}
+        await self._register("insert" if row is None else "update", known)
 
     # -- others ------------------------------------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ _log: Final = logging.getLogger("event_workflow_engine.runner")
 _MICROS: Final = 1_000_000
 _BATCH: Final = 500
 _BACK_OFF_S: Final = 0.5
+_LOOKS_A_LEASE: Final = 4
+"""How often a worker looks again for what a claim without an answer has brought it: on its way it can be late."""
 
 
 class SagaKeeper:
@@ -78,6 +80,7 @@ class SagaKeeper:
         self._due_alarm: Alarm | None = None
         self._code_came = False
         self._strays = False
+        self._looks_left = 0
         self._lost: list[str] = []
         self._looking = False
         self._own_commit = False
@@ -405,6 +408,7 @@ class SagaKeeper:
             except StorageError as error:
                 _log.warning("claiming sagas failed, trying again: %s", error)
                 self._strays = True  # a claim whose answer was lost may have been made
+                self._looks_left = _LOOKS_A_LEASE  # or be made yet
                 await asyncio.sleep(_BACK_OFF_S)
                 self._due.set()
             except Exception:  # noqa: BLE001 - nothing else would claim sagas if this task ended
@@ -430,9 +434,16 @@ class SagaKeeper:
             if strays:
                 fences = msgspec.json.encode(strays).decode()
                 await kit.storage.perform("release_sagas", worker=kit.worker.id, fences=fences, now=kit.now())
+            if self._looks_left > 0:
+                self._looks_left -= 1
+                kit.loop.call_later(seconds(self._config.lease) / _LOOKS_A_LEASE, self._look_for_strays)
         except StorageError:
             self._strays = True
             raise
+
+    def _look_for_strays(self) -> None:
+        self._strays = True
+        self._due.set()
 
     async def _claim_due(self) -> None:
         kit = self.kit

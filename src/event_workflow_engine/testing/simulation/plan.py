@@ -198,5 +198,5 @@ def _requests(chance: random.Random, saga: SagaPlan) -> Iterator[Request]:
 
 def _fault(chance: random.Random, workers: int) -> Fault:
     what: FaultKind = chance.choice(("kill", "kill", "stop", "freeze", "cut", "clock"))
-    seconds = {"clock": chance.choice((-3600.0, -5.0, 5.0, 3600.0))}.get(what, chance.choice((1.0, 5.0, 20.0, 40.0)))
+    seconds = {"clock": chance.choice((-600.0, -5.0, 5.0, 600.0))}.get(what, chance.choice((1.0, 5.0, 20.0, 40.0)))
     return Fault(chance.random() * _LASTS, what, chance.randrange(workers), seconds)
