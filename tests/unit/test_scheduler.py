@@ -266,7 +266,8 @@ async def test_a_slot_that_a_dead_worker_claimed_is_run_at_the_next_start(plan: 
     await dead.every(3600, plan.tick)
     await plan.clock.advance(hours=1)
     await dead.stop()
-    assert plan.times == [timedelta(minutes=1), timedelta(hours=1)]
+    # What it could not write it may have run again, where it was slow to die.
+    assert set(plan.times) == {timedelta(minutes=1), timedelta(hours=1)}
     plan.ran.clear()
     scheduler = await plan.worker("next", register=not late)
     if late:
