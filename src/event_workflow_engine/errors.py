@@ -218,7 +218,10 @@ class StepFailedError(WorkflowError):
 
 
 class StepRejectedError(WorkflowError):
-    """Raise it in an action to say: this was refused, it did not happen, and no repetition will help."""
+    """Raise it in an action to say: this was refused, it did not happen, and no repetition will help.
+
+    It speaks for all attempts with the same idempotency key, also for one whose outcome nobody knows.
+    """
 
 
 class OutcomeUnknownError(WorkflowError):

@@ -137,6 +137,41 @@ async def test_its_outcome_is_failed_not_unknown_when_it_runs_out_of_time(bank: 
     assert not undone
 
 
+async def test_it_has_failed_also_where_an_earlier_attempt_was_interrupted(bank: Bank) -> None:
+    """That one was rolled back, too, so there is nothing to compensate when the saga fails before its next."""
+    undone = False
+    begun, again, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def act(ctx: StepContext[Any]) -> None:
+        await bank.insert(ctx, "a")
+        if not again.is_set():
+            begun.set()
+            await asyncio.Event().wait()
+        raise ValueError("no")
+
+    async def undo() -> None:
+        nonlocal undone
+        undone = True
+
+    async def refuse() -> None:
+        await waits.wait()
+        raise ValueError("no")
+
+    patient = RetryPolicy(attempts=2, delay=3600)
+    saga_ = Saga("s", [SagaStep("act", act, undo, transactional=True, retry=patient), SagaStep("refuse", refuse)])
+    async with bank.lab.engine(saga_, shutdown_timeout=0) as engine:
+        await engine.start(saga_, id="s")
+        await begun.wait()
+    again.set()
+    async with bank.lab.engine(saga_) as engine:
+        await bank.lab.until_fact(engine, "s", "step-failed")
+        waits.set()
+        with pytest.raises(SagaFailedError):
+            await engine.handle("s", saga_).result()
+    assert await bank.accounts() == {}
+    assert not undone
+
+
 async def test_a_result_that_cannot_be_stored_undoes_what_was_written(bank: Bank) -> None:
     async def act(ctx: StepContext[Any]) -> Any:
         await bank.insert(ctx, "a")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +18,7 @@ import pytest
 from tests.conftest import SEED
 from tests.simulation.planted import PLANTED
 
+from event_workflow_engine.testing.simulation.__main__ import main
 from event_workflow_engine.testing.simulation.plan import Plan, plan_of
 from event_workflow_engine.testing.simulation.shrinking import shrink
 from event_workflow_engine.testing.simulation.world import run
@@ -120,3 +124,33 @@ def test_what_breaks_is_made_small(apart: ProcessPoolExecutor) -> None:
     assert still_breaks
     assert len(small.sagas) == 1
     assert small.faults == ()
+
+
+def commanded(arguments: list[str], bug: str | None = None) -> tuple[int, str]:
+    """What the command returns and says, where a bug is planted or not."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        if bug is not None:
+            PLANTED[bug](patch)
+        return main(arguments), said.getvalue()
+
+
+def test_the_command_counts_what_broke_and_says_how_to_play_it_again(
+    apart: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    status, said = apart.submit(commanded, ["--seeds", "4", "--first", "7", "--jobs", "2"]).result()
+    assert status == 0
+    assert "seeds 7 to 10: 0 broken" in said
+
+    bug = "each_attempt_has_a_key_of_its_own"
+    status, said = apart.submit(commanded, ["--seeds", "20"], bug).result()
+    again = re.findall(r"simulation --seed (\d+)", said)
+    assert 0 < status == len(again)
+
+    status, said = apart.submit(commanded, ["--seed", again[0]], bug).result()
+    (plan,) = (line for line in said.splitlines() if line.startswith("{"))
+    kept = tmp_path / "plan.json"
+    kept.write_text(plan)
+    assert status == 1
+    assert apart.submit(commanded, ["--plan", str(kept)], bug).result()[0] == 1
+    assert apart.submit(commanded, ["--plan", str(kept)]).result()[0] == 0

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from event_workflow_engine.errors import StorageUnavailableError
+from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.liveness import HeartbeatLiveness
+from event_workflow_engine.storage.port import Row, Unit
 from event_workflow_engine.workers import Worker
 
 if TYPE_CHECKING:
-    from event_workflow_engine.storage.port import Storage, Unit, WorkerRef
+    from event_workflow_engine.storage.port import RowOp, Storage, WorkerRef
 
 LEASE = 1.0
 
@@ -27,6 +29,7 @@ class SlowStorage:
         self.flows.set()
         self.asked = asyncio.Event()
         self.fails = False
+        self.fails_after: int | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
@@ -34,7 +37,9 @@ class SlowStorage:
     async def write(self, unit: Unit) -> Any:
         self.asked.set()
         await self.flows.wait()
-        if self.fails:
+        if self.fails_after is not None:
+            self.fails_after -= 1
+        if self.fails or (self.fails_after is not None and self.fails_after < 0):
             raise StorageUnavailableError("away")
         return await self._storage.write(unit)
 
@@ -115,3 +120,46 @@ async def test_rule_12_doubt_that_arises_while_a_heartbeat_is_under_way_ends_wit
             await owner.was_told.wait()
         await worker.stop()
     assert owner.told == [True], "once, when it is sure"
+
+
+class Reborn(Owner):
+    """Notes its lives."""
+
+    def __init__(self, liveness: HeartbeatLiveness) -> None:
+        super().__init__(liveness)
+        self.lives: list[int] = []
+
+    def worker_reborn(self, ref: WorkerRef) -> None:
+        self.lives.append(ref.incarnation)
+
+
+@pytest.mark.parametrize("landed", ["never", "late", "row lost"])
+async def test_rule_12_a_life_that_began_without_an_answer_is_no_end(landed: str) -> None:
+    """Whether the store has that life, not, or, after a failover, nothing of the worker: the next goes on from there."""
+    async with open_storage("memory://") as opened:
+        storage, liveness = SlowStorage(opened), HeartbeatLiveness(LEASE)
+        owner = Reborn(liveness)
+        worker = Worker(storage, liveness, lambda: 0, owner)  # type: ignore[arg-type]
+        await worker.start()
+        await opened.perform("bury_worker", id=worker.ref.id, incarnation=1, now=0)
+        storage.fails_after = 1  # the heartbeat is refused; what begins the next life has no answer
+        with pytest.raises(StorageUnavailableError):
+            await worker.beat()
+        if landed == "late":
+            await opened.write(
+                unit_of(worker, "update", {"incarnation": 2, "alive": 1}, {"incarnation": 1, "alive": 0})
+            )
+        elif landed == "row lost":
+            await opened.write(unit_of(worker, "delete", {}, {}))
+        storage.fails_after = None
+        await worker.beat()
+        await worker.beat()
+        row = await opened.get("workers", (worker.ref.id,))
+        assert row is not None
+        assert (row["alive"], row["incarnation"]) == (1, worker.ref.incarnation)
+        await worker.stop()
+    assert owner.lives == ([2] if landed == "late" else [2, 3])
+
+
+def unit_of(worker: Worker, op: RowOp, values: dict[str, Any], where: dict[str, Any]) -> Unit:
+    return Unit(uuid7(), 0, rows=(Row("workers", op, (worker.ref.id,), values, where),))

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from event_workflow_engine.journal import CompensationState, StepState
     from event_workflow_engine.runner.commands import StartStep
     from event_workflow_engine.runner.run import SagaRun
-    from event_workflow_engine.saga import CompensationSpec
+    from event_workflow_engine.saga import CompensationSpec, StepSpec
 
 __all__ = [
     "launch_action",
     "launch_compensation",
+    "may_have_happened",
     "read_result",
     "record_compensation",
     "record_success",
@@ -127,6 +128,16 @@ def record_success(run: SagaRun, command: StartStep, value: Any) -> tuple[Any, A
     return h.StepSucceeded(step, data), value
 
 
+def may_have_happened(state: StepState, spec: StepSpec | None) -> bool:
+    """Whether an earlier attempt of a step may have: not of a transactional one, which was rolled back.
+
+    Args:
+        state: What the journal knows of it.
+        spec: Where it is at hand.
+    """
+    return state.maybe and not (spec is not None and spec.transactional)
+
+
 def record_unsuccess(run: SagaRun, command: StartStep, error: BaseException, *, timed_out: bool, final: bool) -> Any:
     """The fact of an attempt that did not succeed: FAILED or UNKNOWN, and when the next one is due.
 
@@ -151,9 +162,9 @@ def record_unsuccess(run: SagaRun, command: StartStep, error: BaseException, *, 
             never=isinstance(error, spec.retry.never),
         )
     retry_at = None if wait is None else run.kit.now() + int(wait * _MICROS)
-    if outcome is Outcome.FAILED and retry_at is None and not rejected and run.journal.steps[command.step].maybe:
-        # This attempt did not happen. It cannot speak for an earlier one, as where that is why it was refused.
-        outcome = Outcome.FAILED if spec.transactional else Outcome.UNKNOWN
+    if retry_at is None and not rejected and may_have_happened(run.journal.steps[command.step], spec):
+        # This attempt cannot speak for an earlier one, as where that is why it was refused.
+        outcome = Outcome.UNKNOWN
     message = str(error) or ("cancelled in the middle" if cancelled else "")
     fact: Callable[..., Any] = h.StepFailed if outcome is Outcome.FAILED else h.StepUnknown
     return fact(command.step, qualified_name(type(error)), message, attempt, retry_at)

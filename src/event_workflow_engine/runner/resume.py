@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from event_workflow_engine import history as h
 from event_workflow_engine.errors import DecodeError, NonDeterminismError, WorkflowError
-from event_workflow_engine.runner.attempts import read_result
+from event_workflow_engine.runner.attempts import may_have_happened, read_result
 from event_workflow_engine.runner.commands import Fail, Replay
 from event_workflow_engine.runner.mail import is_decision
 from event_workflow_engine.state_machine import WorkflowState
@@ -159,7 +159,7 @@ def _undo(run: SagaRun, decision: _Decision) -> None:
     _set_up_without_script(run)
     why = "the saga was cancelled while it stood"
     for state in [state for state in run.journal.steps.values() if not state.settled]:
-        certain = state.status == "waiting" and not state.maybe
+        certain = state.status == "waiting" and not may_have_happened(state, run.saga.specs.get(state.step))
         kind = h.StepFailed if certain else h.StepUnknown
         run.emit(kind(state.step, state.error_type or "Interrupted", state.message or why, state.attempt))
     run.doom = Fail("SagaCancelled", decision.why or "cancelled", None, "cancelled")

@@ -12,7 +12,7 @@ from event_workflow_engine.journal import Journal, inbox_stream
 from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.planner import Dag, pack_retry
 from event_workflow_engine.retries import COMPENSATION_RETRY
-from event_workflow_engine.runner.attempts import launch_action, record_success, record_unsuccess
+from event_workflow_engine.runner.attempts import launch_action, may_have_happened, record_success, record_unsuccess
 from event_workflow_engine.runner.body import BodyScript
 from event_workflow_engine.runner.commands import (
     CancelStep,
@@ -273,7 +273,9 @@ class SagaRun:
         if attempt is not None:
             attempt.cancel()
         elif state.status == "waiting":
-            kind = h.StepUnknown if state.maybe else h.StepFailed
+            call = self._calls.get(step)  # changed code may not ask for it
+            maybe = may_have_happened(state, None if call is None else call.spec)
+            kind = h.StepUnknown if maybe else h.StepFailed
             fact = kind(step, state.error_type, state.message, state.attempt)
             self.emit(fact)
             self.tell(fact)
@@ -459,7 +461,7 @@ class SagaRun:
 
     def _settle_unbegun(self, step: str, state: StepState) -> None:
         """Its start went to disk while the saga failed: it has not begun and will not. An earlier attempt may have."""
-        kind = h.StepUnknown if state.maybe and not self._calls[step].spec.transactional else h.StepFailed
+        kind = h.StepUnknown if may_have_happened(state, self._calls[step].spec) else h.StepFailed
         fact = kind(step, "NotBegun", "the saga failed before the action began", state.attempt)
         self.emit(fact)
         self._calls.pop(step, None)

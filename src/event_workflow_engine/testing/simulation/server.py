@@ -96,7 +96,6 @@ class SimulatedStorage(MemoryStorage):
         server: Which server.
         process: Whose it is.
         link: The way there.
-        lease: Ignored in favour of the engine's; heartbeats count.
     """
 
     def __init__(self, server: SimulatedServer, process: Process, link: Link) -> None:
