@@ -122,6 +122,9 @@ class SagaKeeper:
             self._claimer.cancel()
             await asyncio.gather(self._claimer, return_exceptions=True)
             self._claimer = None
+        if self._due_alarm is not None:  # of this life's alarms: the next life's would wait for one that never rings
+            self._due_alarm.cancel()
+            self._due_alarm = None
         for run in self._runs.values():
             run.draining = True
         deadline = asyncio.get_running_loop().time() + seconds(self._config.shutdown_timeout)
