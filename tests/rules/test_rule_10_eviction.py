@@ -16,6 +16,9 @@ from event_workflow_engine.errors import SagaEvicted
 if TYPE_CHECKING:
     from tests.rules.conftest import Lab
 
+    from event_workflow_engine import WorkflowEngine
+    from event_workflow_engine.testing import VirtualClock
+
 GO = Signal("go", str)
 LOG: list[str] = []
 BODIES: WeakSet[asyncio.Task[object]] = WeakSet()
@@ -55,6 +58,19 @@ async def test_rule_10_a_sleeping_saga_leaves_memory_and_its_finally_records_not
         row = await lab.storage.get("sagas", ("s-1",))
         assert row is not None
         assert (row["owner"], row["wake_at"] is not None) == ("", True)
+
+
+@pytest.mark.engines("memory", "sqlite", "postgres")
+async def test_rule_10_a_sleeper_wakes_in_an_engine_that_is_entered_again(
+    engine: WorkflowEngine, clock: VirtualClock
+) -> None:
+    engine.register(sleeper)
+    handle = await engine.start(sleeper, id="s-1")
+    await clock.advance(days=1)
+    await engine.__aexit__()
+    async with engine:
+        await clock.advance(days=30)
+        assert await handle.status() is WorkflowState.COMPLETED
 
 
 async def test_rule_10_eviction_leaves_no_cycle_to_the_garbage_collector(lab: Lab) -> None:

@@ -1,11 +1,14 @@
-"""What helps to test sagas: a virtual clock, fakes for steps, and the fixtures ``engine``, ``clock``, ``fake_step``."""
+"""What helps to test sagas: a virtual clock, fakes for steps, a ledger of effects, and the fixtures made of them."""
 
 from event_workflow_engine.testing.clock import VirtualClock
+from event_workflow_engine.testing.effects import Effects, UnbalancedEffectsError
 from event_workflow_engine.testing.fakes import StepCalls, StepFaker, fail_times, raises, returns, times_out, unknown
 
 __all__ = [
+    "Effects",
     "StepCalls",
     "StepFaker",
+    "UnbalancedEffectsError",
     "VirtualClock",
     "fail_times",
     "raises",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
+from functools import partial
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
@@ -13,11 +15,16 @@ except ImportError:  # without pytest-asyncio there are no async fixtures to off
     async_fixture = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from event_workflow_engine.engine import WorkflowEngine
     from event_workflow_engine.testing.clock import VirtualClock
+    from event_workflow_engine.testing.effects import Effects
     from event_workflow_engine.testing.fakes import StepFaker
+
+pytest_plugins = ("event_workflow_engine.testing.crash_everywhere",)
+_SERVER = "EWE_TEST_POSTGRES"
 
 
 # Imports are in the fixtures: pytest loads this module in every project that has the library installed, and coverage
@@ -38,25 +45,83 @@ def fake_step() -> StepFaker:
     return StepFaker()
 
 
+@pytest.fixture
+def effects() -> Effects:
+    """An `Effects`: what the steps of the ``engine`` fixture did, and what was undone; checked when the test ends."""
+    from event_workflow_engine.testing.effects import Effects  # noqa: PLC0415
+
+    return Effects()
+
+
+@pytest.fixture(scope="session")
+def engine_postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server: that of ``EWE_TEST_POSTGRES``, or one of our own, which ends with the session."""
+    given = os.environ.get(_SERVER)
+    if given:
+        yield given
+        return
+    from event_workflow_engine.testing.postgres import PostgresServer  # noqa: PLC0415
+
+    with PostgresServer(settings={"fsync": "off"}) as server:
+        yield server.url()
+
+
+@pytest.fixture
+def engine_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of the store of the ``engine`` fixture, new for each test; the marker ``engines`` chooses backends."""
+    kind = getattr(request, "param", "memory")
+    if kind == "postgres":
+        return f"{request.getfixturevalue('engine_postgres')}?schema=t_{uuid4().hex[:16]}"
+    return "memory://" if kind == "memory" else f"sqlite:///{tmp_path / 'engine.db'}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line(
+        "markers", "engines(*backends): run the test with an engine on each of 'memory', 'sqlite', 'postgres'"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each backend that its marker names."""
+    marker = metafunc.definition.get_closest_marker("engines")
+    if marker is None:
+        return
+    unknown = set(marker.args) - {"memory", "sqlite", "postgres"}
+    if unknown or not marker.args:
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: engines{marker.args}: some of 'memory', 'sqlite' and 'postgres'"
+        )
+    metafunc.parametrize("engine_url", marker.args, indirect=True)
+
+
 if async_fixture is not None:
 
     @async_fixture
-    async def engine(clock: VirtualClock, fake_step: StepFaker) -> AsyncIterator[WorkflowEngine]:
-        """An entered `WorkflowEngine` on ``memory://``, with the virtual clock and the fakes."""
+    async def engine(
+        request: pytest.FixtureRequest, clock: VirtualClock, fake_step: StepFaker, effects: Effects, engine_url: str
+    ) -> AsyncIterator[WorkflowEngine]:
+        """An entered `WorkflowEngine` with the virtual clock and the fakes; the effects of its steps must balance."""
         from event_workflow_engine.engine import WorkflowEngine  # noqa: PLC0415
+        from event_workflow_engine.storage import open_storage  # noqa: PLC0415
+        from event_workflow_engine.testing.crash_everywhere import PASS  # noqa: PLC0415
+        from event_workflow_engine.testing.crashing import CrashingEngine  # noqa: PLC0415
+        from event_workflow_engine.testing.observed import ObservedStorage  # noqa: PLC0415
+        from event_workflow_engine.testing.settling import settle  # noqa: PLC0415
 
-        made = WorkflowEngine("memory://", clock=clock)
-        made.intercept(fake_step.find)
-
-        async def settle() -> None:
-            # Steps that need no thread are done in a few turns of the loop; one that runs is waited for as long as it
-            # has not come to wait for the clock itself.
-            for _ in range(20):
-                for _ in range(20):
-                    await asyncio.sleep(0)
-                if made.is_idle:
-                    return
-
-        clock.settle = settle
-        async with made:
-            yield made
+        present = request.node.stash.get(PASS, None)
+        async with open_storage(engine_url, auto_upgrade=True) as storage:
+            observed = ObservedStorage(storage, None if present is None else present.point)
+            made = (
+                WorkflowEngine(observed, clock=clock)  # type: ignore[arg-type]
+                if present is None
+                else CrashingEngine(storage, observed, clock=clock, on_crash=present.crash(effects))
+            )
+            made.intercept(effects.around(fake_step.find))
+            clock.settle = partial(settle, made, observed)
+            async with made:
+                yield made
+                await observed.quiet()
+                if present is not None:
+                    await present.note(made, observed)
+                await effects.check(made)

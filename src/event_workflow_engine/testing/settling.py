@@ -1,0 +1,34 @@
+"""Waiting until an engine has done all that it can do without its clock."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from event_workflow_engine.engine import WorkflowEngine
+    from event_workflow_engine.testing.observed import ObservedStorage
+
+__all__ = ["settle"]
+
+_TURNS: Final = 20
+_ROUNDS: Final = 20
+
+
+async def settle(engine: WorkflowEngine, observed: ObservedStorage) -> None:
+    """Wait for what is on its way to the store and back, then until nothing of a saga is under way.
+
+    An action that runs is waited for only as long as it does something in the loop: it may wait for the clock itself.
+    """
+    for _ in range(_ROUNDS):
+        await _turn()
+        while observed.in_flight:
+            await observed.quiet()
+            await _turn()
+        if engine.is_idle:
+            return
+
+
+async def _turn() -> None:
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)

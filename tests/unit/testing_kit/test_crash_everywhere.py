@@ -1,0 +1,181 @@
+"""The marker that runs a test once for each durable operation, with the engine crashing before it and behind it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from event_workflow_engine import (
+    Saga,
+    SagaFailedError,
+    SagaStep,
+    Signal,
+    WorkflowEngine,
+    saga,
+    sleep,
+    step,
+    wait_for_signal,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from event_workflow_engine.testing import Effects, VirtualClock
+
+GO = Signal("go", str)
+
+
+async def reserve() -> str:
+    return "reservation"
+
+
+async def release() -> None: ...
+
+
+def charge() -> str:
+    return "payment"
+
+
+def refund() -> None: ...
+
+
+async def ship() -> None:
+    raise ValueError("no carrier")
+
+
+order = Saga(
+    "order",
+    [SagaStep("reserve", reserve, release), SagaStep("charge", charge, refund), SagaStep("ship", ship)],
+    sequential=True,
+)
+
+
+@saga("approved")
+async def approved(name: str) -> str:
+    await step(reserve, compensation=release)
+    try:
+        word = await wait_for_signal(GO, timeout=timedelta(days=3))
+    except TimeoutError:
+        word = "too late"
+    await step(charge, compensation=refund)
+    await sleep(timedelta(hours=2))
+    return f"{name}: {word}"
+
+
+@pytest.mark.crash_everywhere
+@pytest.mark.engines("memory", "sqlite", "postgres")
+async def test_what_failed_is_undone_wherever_it_crashed(engine: WorkflowEngine, effects: Effects) -> None:
+    engine.register(order)
+    handle = await engine.start(order)
+    with pytest.raises(SagaFailedError):
+        await handle.result()
+    assert effects.standing(handle.id) == []
+    assert effects.undone(handle.id) == ["reserve", "charge"]
+
+
+@pytest.mark.crash_everywhere
+@pytest.mark.engines("memory", "sqlite", "postgres")
+@pytest.mark.parametrize("word", ["go", "too late"])
+async def test_days_pass_in_the_same_way_wherever_it_crashed(
+    engine: WorkflowEngine, clock: VirtualClock, effects: Effects, word: str
+) -> None:
+    engine.register(approved)
+    handle = await engine.start(approved, "ann")
+    await clock.advance(days=1)
+    if word == "go":
+        await handle.signal(GO, word)
+    await clock.advance(days=3)
+    assert await handle.result() == f"ann: {word}"
+    assert effects.standing(handle.id) == ["reserve", "charge"]
+
+
+PROJECT = """
+import pytest
+from event_workflow_engine import saga, step
+
+memory = []
+
+async def act() -> None: ...
+async def other() -> None: ...
+
+@saga("forgetful")
+async def forgetful() -> None:
+    memory.append("been here")
+    await step(act if len(memory) == 1 else other)
+    await step(act)
+
+@pytest.mark.crash_everywhere
+async def test_forgetful(engine):
+    memory.clear()
+    engine.register(forgetful)
+    await (await engine.start(forgetful)).result()
+
+@pytest.mark.crash_everywhere
+async def test_fails_without_a_crash(engine):
+    assert not engine.is_idle, "of the test itself"
+
+async def test_an_ordinary_one_goes_on_behind_it(engine, clock):
+    await clock.advance(days=1)
+    assert engine.is_idle
+"""
+
+
+def pytest_in(folder: Path, *arguments: str) -> tuple[int, str]:
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
+    )
+    (tmp_path / "test_it.py").write_text(PROJECT)
+    return tmp_path
+
+
+def test_what_fails_is_told_with_what_plays_it_again(project: Path) -> None:
+    status, said = pytest_in(project)
+    assert status == 1
+    assert "2 failed, 1 passed" in said
+    assert said.count("of the test itself") == 2, "once, and in the summary"
+    (counted,) = re.findall(r"^test_it.py::test_forgetful: (\d+) tried, (\d+) failed$", said, re.MULTILINE)
+    again = re.findall(r"again: pytest '(\S+)' --crash-at=(\S+)", said)
+    assert 0 < int(counted[1]) == len(again) < int(counted[0])
+    assert "NonDeterminismError" in said
+    nodeid, point = again[0]
+    assert nodeid == "test_it.py::test_forgetful"
+
+    status, said = pytest_in(project, nodeid, f"--crash-at={point}")
+    assert status == 1
+    assert f"{nodeid}: 1 tried, 1 failed" in said
+    status, said = pytest_in(project, nodeid, "--crash-at=before:1")
+    assert status == 0
+    assert f"{nodeid}: 1 tried, 0 failed" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments", "message"),
+    [
+        ("", ["--crash-at=behind"], "--crash-at=behind: before:N or behind:N"),
+        ("@pytest.mark.crash_everywhere\ndef test_other(clock): ...", [], "crashes the fixture `engine`"),
+        ("@pytest.mark.engines('oracle')\ndef test_other(engine): ...", [], "some of 'memory', 'sqlite'"),
+    ],
+)
+def test_what_cannot_be_is_refused(project: Path, line: str, arguments: list[str], message: str) -> None:
+    (project / "test_other.py").write_text(f"import pytest\n{line}\n")
+    status, said = pytest_in(project, *arguments)
+    assert status != 0
+    assert message in said
