@@ -230,7 +230,8 @@ async def test_the_context_is_right_in_threads_and_under_concurrency(lab: Lab) -
         await asyncio.gather(asyncio.to_thread(look))
 
     both = Saga("both", [SagaStep("thread", look), SagaStep("task", look_async)])
-    async with lab.engine(both) as engine:
+    # On a machine that stalls for longer than a short lease, steps would be begun again.
+    async with lab.engine(both, lease=30) as engine:
         await asyncio.gather(*(engine.execute(both, id=f"b-{n}") for n in range(20)))
     expected = [(f"b-{n}", name, f"b-{n}:1:{name}") for n in range(20) for name in ("task", "task", "thread")]
     assert sorted(seen) == sorted(expected)  # type: ignore[type-var]

@@ -3,14 +3,19 @@
 from event_workflow_engine.testing.clock import VirtualClock
 from event_workflow_engine.testing.effects import Effects, UnbalancedEffectsError
 from event_workflow_engine.testing.fakes import StepCalls, StepFaker, fail_times, raises, returns, times_out, unknown
+from event_workflow_engine.testing.scenarios import AggregateScenario, ProjectionScenario, SagaScenario, given
 
 __all__ = [
+    "AggregateScenario",
     "Effects",
+    "ProjectionScenario",
+    "SagaScenario",
     "StepCalls",
     "StepFaker",
     "UnbalancedEffectsError",
     "VirtualClock",
     "fail_times",
+    "given",
     "raises",
     "returns",
     "times_out",

@@ -1,0 +1,145 @@
+"""Given, when, then; and that each of them fails when it should."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from event_workflow_engine import (
+    Aggregate,
+    DocumentProjection,
+    Signal,
+    WorkflowState,
+    event,
+    saga,
+    step,
+    wait_for_signal,
+)
+from event_workflow_engine.errors import DefinitionError, SagaEndedError
+from event_workflow_engine.testing import given, raises, returns
+
+
+@event("scenario-deposited")
+@dataclass(frozen=True)
+class Deposited:
+    account: str
+    cents: int
+
+
+@dataclass
+class Account(Aggregate[Deposited], category="scenario"):
+    cents: int = 0
+
+    def apply(self, deposited: Deposited, /) -> None:
+        self.cents += deposited.cents
+
+
+class PoorError(Exception):
+    pass
+
+
+async def withdraw(account: Account, cents: int) -> list[Deposited]:
+    if account.cents < cents:
+        raise PoorError
+    return [Deposited("a", -cents)]
+
+
+@dataclass
+class Balance:
+    cents: int = 0
+
+
+@pytest.fixture(params=["inline", "async"])
+def balances(request: pytest.FixtureRequest) -> DocumentProjection[Balance]:
+    made = DocumentProjection("balances", Balance, mode=request.param)
+
+    @made.on(Deposited, key=lambda deposited: deposited.account)
+    def add(document: Balance | None, deposited: Deposited) -> Balance | None:
+        if deposited.cents == 13:
+            raise ValueError("unlucky")
+        cents = (document or Balance()).cents + deposited.cents
+        return Balance(cents) if cents else None
+
+    return made
+
+
+async def test_what_an_aggregate_decides() -> None:
+    await given(Account, Deposited("a", 5)).when(withdraw, 3).then(Deposited("a", -3))
+    await given(Account, Deposited("a", 5)).when(lambda _: []).then()
+    await given(Account).when(withdraw, 3).then_raises(PoorError)
+    with pytest.raises(AssertionError, match=r"decided was \[Deposited.*-3.*expected \[\]"):
+        await given(Account, Deposited("a", 5)).when(withdraw, 3).then()
+    with pytest.raises(AssertionError, match="expected was a PoorError"):
+        await given(Account, Deposited("a", 5)).when(withdraw, 3).then_raises(PoorError)
+    with pytest.raises(DefinitionError, match="says what is decided"):
+        await given(Account).then()
+
+
+async def test_what_a_projection_folds(balances: DocumentProjection[Balance]) -> None:
+    past = (Deposited("a", 5), Deposited("b", 1), Deposited("a", 2), Deposited("b", -1))
+    await given(balances, *past).then({"a": Balance(7), "b": None})
+    await given(balances).then({"a": None})
+    with pytest.raises(AssertionError, match="expected"):
+        await given(balances, *past).then({"a": Balance(6)})
+    with pytest.raises(AssertionError, match="1 events could not be folded"):
+        await given(balances, Deposited("a", 13)).then({"a": None})
+
+
+GO = Signal("go", str)
+
+
+async def book(what: str) -> str:
+    return f"booked {what}"
+
+
+async def free() -> None: ...
+
+
+@saga("scenario-trip")
+async def trip(what: str) -> str:
+    booked = await step(book, what, compensation=free)
+    word = await wait_for_signal(GO, timeout=timedelta(days=3))
+    return f"{booked}, {word}"
+
+
+async def test_how_a_saga_ends() -> None:
+    running, done, undone = WorkflowState.RUNNING, WorkflowState.COMPLETED, WorkflowState.COMPENSATED
+    await given(trip, "a room").then(running, standing=["book"])
+    went = given(trip, "a room").faking(book, returns("got it")).passes(days=2).signalled(GO, "gone").passes(days=2)
+    await went.then(done, result="got it, gone", standing=["book"], undone=[])
+    await given(trip, "a room").passes(days=3).then(undone, standing=[], undone=["book"])
+    await given(trip, "a room").cancelled().then(undone, undone=["book"])
+    await given(trip, "a room").faking(book, raises(ValueError("full"))).then(WorkflowState.FAILED, undone=[])
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ({"state": WorkflowState.COMPLETED}, "the saga is COMPENSATED, expected COMPLETED: .*SignalTimeoutError"),
+        ({"state": WorkflowState.COMPENSATED, "undone": []}, r"\['book'\] are undone, expected \[\]"),
+        ({"state": WorkflowState.COMPENSATED, "standing": ["book"]}, r"\[\] stand, expected \['book'\]"),
+    ],
+)
+async def test_a_saga_that_ends_otherwise_is_told(expected: dict[str, Any], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        await given(trip, "a room").passes(days=3).then(**expected)
+
+
+async def test_a_signal_behind_the_end_is_refused() -> None:
+    with pytest.raises(SagaEndedError):
+        await given(trip, "a room").passes(days=3).signalled(GO, "gone").then(WorkflowState.COMPENSATED)
+
+
+async def test_another_result_is_told() -> None:
+    with pytest.raises(AssertionError, match="the saga returned 'booked a, gone', expected 'other'"):
+        await given(trip, "a").signalled(GO, "gone").then(WorkflowState.COMPLETED, result="other")
+
+
+def test_what_is_no_subject_is_refused() -> None:
+    with pytest.raises(DefinitionError, match="a class derived from Aggregate"):
+        given(withdraw)  # type: ignore[call-overload]
+    with pytest.raises(DefinitionError, match="one input at most, not 2"):
+        given(trip, "a", "b")
