@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -129,6 +130,7 @@ def pytest_in(folder: Path, *arguments: str) -> tuple[int, str]:
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "CI"},  # there pytest tells failures twice
         capture_output=True,
         text=True,
         timeout=50,
