@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 
-BUDGET_MS = 150
-RUNS = 7
+# How much more than the least that any such library imports. On a quiet machine twice that is 100 to 150 ms, which is
+# what users are promised; how long it takes is measured by `python -m benchmarks`, for a busy machine says nothing.
+BUDGET = 2.0
+LEAST = "asyncio, dataclasses, sqlite3, ssl, typing_extensions, msgspec"
 
 # What only a face, an extra or a test needs. `sqlite3` is the standard library's, and the default store.
 UNWANTED = {
@@ -17,27 +19,32 @@ UNWANTED = {
 }  # fmt: skip
 
 PROBE = """
-import json, sys, time
-start = time.perf_counter()
-import event_workflow_engine
-took = time.perf_counter() - start
-print(json.dumps([took * 1000, sorted({name.partition(".")[0] for name in sys.modules})]))
+import json, sys
+calls = 0
+def count(frame, event, arg):
+    global calls
+    calls += event in ("call", "c_call")
+sys.setprofile(count)
+import {}
+sys.setprofile(None)
+print(json.dumps([calls, sorted({{name.partition(".")[0] for name in sys.modules}})]))
 """
 
 
-def import_once() -> tuple[float, set[str]]:
-    """A fresh interpreter that ignores the variables of this one (-I), warm in the disk's cache after the first."""
-    done = subprocess.run([sys.executable, "-I", "-c", PROBE], check=True, capture_output=True, text=True, timeout=60)
-    took, modules = json.loads(done.stdout)
-    return took, set(modules)
+def import_once(names: str) -> tuple[int, set[str]]:
+    """Calls that an import makes in a fresh interpreter that ignores the variables of this one (-I), and the modules."""
+    probe = PROBE.format(names)
+    done = subprocess.run([sys.executable, "-I", "-c", probe], check=True, capture_output=True, text=True, timeout=60)
+    calls, modules = json.loads(done.stdout)
+    return calls, set(modules)
 
 
 def test_the_core_import_is_cheap() -> None:
-    # Another process may hold the core during one run, but hardly during all: the least is the import's own cost.
-    times = [import_once()[0] for _ in range(RUNS)]
-    assert min(times) <= BUDGET_MS, [round(time) for time in times]
+    import_once("event_workflow_engine")  # compiles it where nobody has yet
+    ours, least = import_once("event_workflow_engine")[0], import_once(LEAST)[0]
+    assert least < ours <= BUDGET * least, (ours, least)
 
 
 def test_the_core_import_brings_no_face_and_no_driver() -> None:
-    _, modules = import_once()
+    _, modules = import_once("event_workflow_engine")
     assert modules & UNWANTED == set()
