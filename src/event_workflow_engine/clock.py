@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-__all__ = ["EPOCH", "Clock", "Duration", "SystemClock", "from_micros", "seconds", "to_micros"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["EPOCH", "Clock", "Duration", "SystemClock", "from_micros", "micros", "seconds", "to_micros"]
 
 Duration = float | timedelta
 """A length of time: a bare number is seconds."""
@@ -40,6 +44,17 @@ class SystemClock:
         # In slices: the loop's timers know nothing of a wall clock that is set (NTP, suspend), on or back.
         while (left := (when - self.now()).total_seconds()) > 0:  # noqa: ASYNC110 - time is what is waited for
             await asyncio.sleep(min(left, _LONGEST_SLEEP_S))
+
+
+def micros(clock: Clock) -> Callable[[], int]:
+    """What tells the time of `clock` as whole microseconds since 1970 in UTC, as it is stored."""
+    if type(clock) is SystemClock:
+        return _system_micros  # without a datetime in between: it is asked several times a step
+    return lambda: to_micros(clock.now())
+
+
+def _system_micros() -> int:
+    return time.time_ns() // 1000
 
 
 def seconds(duration: Duration) -> float:

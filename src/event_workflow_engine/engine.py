@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack, overload
 
 from event_workflow_engine.aggregates import Aggregate, Repository
-from event_workflow_engine.clock import Clock, SystemClock, seconds, to_micros
+from event_workflow_engine.clock import Clock, SystemClock, micros, seconds
 from event_workflow_engine.codecs import JSON, Codec
 from event_workflow_engine.commands import CommandBus
 from event_workflow_engine.config import EngineConfig
@@ -101,6 +101,7 @@ class WorkflowEngine:
         )
         self._config = config
         self._clock: Clock = clock if clock is not None else SystemClock()
+        self._now = micros(self._clock)
         self._definitions = Definitions()
         self.queues = Queues(self._storage, clock=self._clock, on_new=self._queue_came)
         self.scheduler = WorkflowScheduler(self._storage, clock=self._clock)
@@ -349,7 +350,7 @@ class WorkflowEngine:
 
     def now(self) -> int:
         """The engine's clock, in microseconds since 1970."""
-        return to_micros(self._clock.now())
+        return self._now()
 
     def knows_saga(self, name: str) -> bool:
         """Whether a saga of that name is registered."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from event_workflow_engine.aggregates import Aggregate, load
-from event_workflow_engine.clock import Clock, SystemClock, to_micros
+from event_workflow_engine.clock import Clock, SystemClock, micros
 from event_workflow_engine.codecs import JSON, Codec
 from event_workflow_engine.context import present_saga
 from event_workflow_engine.errors import (
@@ -98,13 +97,12 @@ class EventStore:
         self.clock: Clock = SystemClock() if clock is None else clock
         self.serializer = EventSerializer(self.codec)
         self.before_strict: Callable[[], Awaitable[None]] | None = None
-        # The system's clock is asked for the number itself: an event's time costs a tenth so.
-        self._system_time = type(self.clock) is SystemClock
+        self._now = micros(self.clock)
         self.snapshots: SnapshotManager | None = None
 
     def now(self) -> int:
         """The clock's time, in microseconds since 1970."""
-        return time.time_ns() // 1000 if self._system_time else to_micros(self.clock.now())
+        return self._now()
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class Fact(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field=
     """Base of the journal's facts."""
 
 
-class Undo(msgspec.Struct, frozen=True, omit_defaults=True):
+class Undo(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """How to undo a step of a saga function, found again without the body.
 
     Attributes:
@@ -187,7 +187,7 @@ class SagaFailed(Fact, frozen=True, gc=False, tag="saga-failed"):
     kind: str = "failed"
 
 
-class PlannedCompensation(msgspec.Struct, frozen=True, omit_defaults=True):
+class PlannedCompensation(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One entry of a rollback plan.
 
     Attributes:

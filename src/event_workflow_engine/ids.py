@@ -6,6 +6,7 @@ import os
 import time
 from contextlib import contextmanager
 from itertools import count
+from random import Random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ __all__ = ["ids_from", "uuid7"]
 
 _NS_PER_MS = 1_000_000
 _COUNTER_MAX = 0xFFFFFFFF
-_random = os.urandom
 
 
 class _Generator:
@@ -25,14 +25,16 @@ class _Generator:
     section 6.2, method 1; the tail is unique to the process, so that two processes never meet.
     """
 
-    __slots__ = ("_counter", "_head", "_ms", "_tail")
+    __slots__ = ("_bits", "_counter", "_head", "_ms", "_tail")
 
     def __init__(self) -> None:
         self._ms = -1
         self.reseed()
 
     def reseed(self) -> None:
-        self._tail = _random(5).hex()
+        self._tail = os.urandom(5).hex()
+        # Asked for randomness each millisecond, the system would let another thread have the interpreter each time.
+        self._bits = Random(os.urandom(16)).getrandbits  # noqa: S311 - where a counter starts is no secret
         self._advance(max(self._ms + 1, time.time_ns() // _NS_PER_MS))
 
     def _advance(self, ms: int) -> None:
@@ -40,7 +42,7 @@ class _Generator:
         text = f"{ms & 0xFFFFFFFFFFFF:012x}"
         self._head = f"{text[:8]}-{text[8:]}-7"
         # The counter's top bit starts at zero, so that it has room to grow within its millisecond.
-        self._counter = count(int.from_bytes(_random(4), "big") >> 1)
+        self._counter = count(self._bits(31))
 
     def __call__(self) -> str:
         ms = time.time_ns() // _NS_PER_MS

@@ -33,7 +33,7 @@ def inbox_stream(saga_id: str) -> str:
     return f"inbox-{saga_id}"
 
 
-class StepState(msgspec.Struct):
+class StepState(msgspec.Struct, gc=False):
     """What the journal knows of a step. ``waiting``: an attempt failed, the next is due at `retry_at`.
 
     `maybe`: an earlier attempt of it may have happened: its outcome was unknown, or nobody saw its end.

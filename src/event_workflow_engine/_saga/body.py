@@ -9,6 +9,8 @@ import builtins
 import math
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, overload
 
 from event_workflow_engine._saga.definition import Saga
@@ -48,6 +50,7 @@ class _Options(TypedDict, total=False):
 
 
 _OPTIONS: Final = frozenset(_Options.__annotations__)
+_REMEMBERED: Final = 1024
 
 
 class Step:
@@ -145,24 +148,40 @@ def _requested(
     present = runtime("step()")
     if isinstance(fn, Saga):
         raise DefinitionError(f"step({fn!r}): a saga within a saga is run by run_saga(saga, input)")
+    given, key = _checked(fn, options) if options else (options, None)
+    name = given.pop("name", None)
+    if name is None:
+        name = called(fn)
+    arguments = len(args) + transactional
+    # A closure is made anew in each run of a body, and would be kept with all that it holds.
+    build = _remembered if _lasts(fn) and (compensation is None or _lasts(compensation)) else build_spec
+    try:
+        spec = build(name, fn, compensation, arguments=arguments, transactional=transactional, **given)
+    except TypeError:  # an option that cannot be remembered, and may be right all the same
+        spec = build_spec(name, fn, compensation, arguments=arguments, transactional=transactional, **given)
+    return present.step(fn, args, spec, key)
+
+
+def _checked(fn: Any, options: _Options) -> tuple[dict[str, Any], str | None]:
+    """What of the options makes the step, and its key."""
     unknown = options.keys() - _OPTIONS
     if unknown:
         raise TypeError(f"step() got an unexpected keyword argument {min(unknown)!r}")
     given: dict[str, Any] = dict(options)
-    name, key = given.pop("name", None), given.pop("key", None)
+    name, key = given.get("name"), given.pop("key", None)
     if given.pop("probe", None) is not None:
         raise DefinitionError(f"step {name or called(fn)!r}: probe= is not available in this version: leave it out")
     if key is not None:
         check_step_name(key, "key")
-    spec = build_spec(
-        called(fn) if name is None else name,
-        fn,
-        compensation,
-        arguments=len(args) + transactional,
-        transactional=transactional,
-        **given,
-    )
-    return present.step(fn, args, spec, key)
+    return given, key
+
+
+_remembered: Final = lru_cache(_REMEMBERED, typed=True)(build_spec)
+"""Most steps are asked for again and again, with the same options."""
+
+
+def _lasts(fn: Any) -> bool:
+    return type(fn) is FunctionType and fn.__closure__ is None
 
 
 def sleep(delay: Duration) -> Coroutine[Any, Any, None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from event_workflow_engine.clock import Clock, to_micros
+from event_workflow_engine.clock import Clock, micros
 from event_workflow_engine.errors import OwnershipLostError
 
 if TYPE_CHECKING:
@@ -51,7 +51,11 @@ class Host(Protocol):
 
 
 class Kit:
-    """The shared parts, put together by the engine for each time that it is entered."""
+    """The shared parts, put together by the engine for each time that it is entered.
+
+    Attributes:
+        now: Tells the clock's time, in microseconds since 1970.
+    """
 
     __slots__ = (
         "actions",
@@ -63,6 +67,7 @@ class Kit:
         "intercept",
         "is_sure",
         "loop",
+        "now",
         "storage",
         "undo",
         "worker",
@@ -86,6 +91,7 @@ class Kit:
     ) -> None:
         self.storage = storage
         self.clock = clock
+        self.now = micros(clock)
         self.codec = codec
         self.alarms = alarms
         self.loop = loop
@@ -96,10 +102,6 @@ class Kit:
         self.context = context
         self.host = host
         self.intercept = intercept
-
-    def now(self) -> int:
-        """The clock, in microseconds since 1970."""
-        return to_micros(self.clock.now())
 
     def doubt(self) -> OwnershipLostError | None:
         """Why no action may begin: others may take this worker for dead, and act themselves (rule 12)."""

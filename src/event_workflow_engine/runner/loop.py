@@ -14,6 +14,7 @@ import sys
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from zlib import crc32
 
@@ -47,16 +48,18 @@ _TIME: Final = frozenset({"call_later", "call_at"})
 class _BodyFuture(asyncio.Future[Any]):
     """A future whose hash is its number: sets of them iterate in the same order in every run."""
 
-    def __init__(self, loop: SagaLoop) -> None:
-        super().__init__(loop=loop)
-        self._number = loop.next_number()
+    __slots__ = ("number",)
+
+    number: int
 
     def __hash__(self) -> int:
-        return self._number
+        return self.number
 
 
 class _BodyTask(asyncio.Task[Any]):
     """A task of the body: with a path, and a hash that is its number."""
+
+    __slots__ = ("_number", "children", "path", "watched")
 
     def __init__(self, coro: Coroutine[Any, Any, Any], loop: SagaLoop, path: str, context: Context | None) -> None:
         self._number = loop.next_number()
@@ -67,6 +70,26 @@ class _BodyTask(asyncio.Task[Any]):
 
     def __hash__(self) -> int:
         return self._number
+
+
+class _Call:
+    """What `SagaLoop.call_soon` returns, an `asyncio.Handle` that has no debug mode."""
+
+    __slots__ = ("args", "callback", "context", "is_cancelled")
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Do not call it."""
+        self.is_cancelled = True
+
+    def cancelled(self) -> bool:
+        """Whether it will not be called."""
+        return self.is_cancelled
 
 
 class _Watched(Coroutine[Any, Any, Any]):
@@ -119,7 +142,7 @@ class SagaLoop(_Base):  # type: ignore[misc]
     """
 
     def __init__(self, name: str = "") -> None:
-        self._ready: deque[asyncio.Handle] = deque()
+        self._ready: deque[_Call] = deque()
         self._children: dict[_BodyTask, None] = {}
         self._root: _BodyTask | None = None
         self._number = crc32(name.encode(errors="surrogatepass")) << _NUMBER_BITS
@@ -161,9 +184,12 @@ class SagaLoop(_Base):  # type: ignore[misc]
         for _ in range(_LONGEST_PUMP):
             if not ready:
                 return
-            handle = ready.popleft()
-            if not handle._cancelled:  # noqa: SLF001 - as asyncio's own loops do
-                handle._run()  # noqa: SLF001 - as above
+            call = ready.popleft()
+            if not call.is_cancelled:
+                try:
+                    call.context.run(call.callback, *call.args)
+                except Exception as error:  # noqa: BLE001 - as asyncio's own loops do; of a task it is never the body's
+                    self.call_exception_handler({"message": f"{call.callback!r} raised", "exception": error})
         self._note(NonDeterminismError("the body of the saga function spins: it runs on and on without ever waiting"))
         ready.clear()
 
@@ -282,13 +308,15 @@ class SagaLoop(_Base):  # type: ignore[misc]
 
     def create_future(self) -> asyncio.Future[Any]:
         """A future of this loop."""
-        return _BodyFuture(self)
+        future = _BodyFuture(loop=self)
+        future.number = self.next_number()
+        return future
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> _Call:
         """Run it in this pump or the next, behind what is ready already."""
-        handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append(handle)
-        return handle
+        call = _Call(callback, args, copy_context() if context is None else context)
+        self._ready.append(call)
+        return call
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """An exception that nobody in the body asked for."""

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Pen"]
 
-_type_names: Final[dict[tuple[type, ...], str]] = {}
+_type_names: Final[dict[tuple[type[Any], ...], str]] = {}
 _KNOWN_ORDERS: Final = 10_000
 
 
 def _type_of(facts: Sequence[Any]) -> str:
     """The type of a packed record: the names of its facts, each once, sorted."""
-    kinds = tuple(type(fact) for fact in facts)
+    kinds: tuple[type[Any], ...] = tuple(map(type, facts))
     name = _type_names.get(kinds)
     if name is None:
         name = "+".join(sorted({str(kind.__struct_config__.tag) for kind in kinds}))

@@ -192,7 +192,7 @@ def _replay(run: SagaRun, facts: list[Any]) -> None:
     script = run.script
     assert script is not None, "set up by the caller"
     run.replay = Replay(frozenset(fact.timer for fact in facts if isinstance(fact, h.TimerSet)))
-    run.obey(run.ask(script.begin))
+    run.obey(run.begin())
     held: list[Any] = []
     holding = False
     for fact in facts:

@@ -33,7 +33,7 @@ from event_workflow_engine.runner.rollback import Rollback
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from contextvars import Context
 
     from event_workflow_engine.journal import StepState
@@ -140,7 +140,7 @@ class SagaRun:
         self.pen.new(rows)
         self.emit(started)
         self.set_up(started, value)
-        self.obey(self.ask(self.script.begin) if self.script is not None else [])
+        self.obey(self.begin())
         self.flush()
 
     def set_up(self, started: h.SagaStarted, value: Any) -> None:
@@ -192,16 +192,25 @@ class SagaRun:
         if self.paused and self.replay is None:
             self._held += ((fact, value, error),)
             return
-        script = self.script
-        self.obey(self.ask(lambda: script.deliver(fact, value, error)))
-
-    def ask(self, question: Callable[[], list[Command]]) -> list[Command]:
-        """Ask the script; code that does not match its journal makes the saga stand (rule 11)."""
         try:
-            return question()
-        except NonDeterminismError as error:
-            self.needs_intervention("nondeterminism", error, None)
+            commands = self.script.deliver(fact, value, error)
+        except NonDeterminismError as mismatch:
+            commands = self._stand(mismatch)
+        self.obey(commands)
+
+    def begin(self) -> list[Command]:
+        """What the script wants first."""
+        if self.script is None:
             return []
+        try:
+            return self.script.begin()
+        except NonDeterminismError as mismatch:
+            return self._stand(mismatch)
+
+    def _stand(self, mismatch: NonDeterminismError) -> list[Command]:
+        """Code that does not match its journal makes the saga stand (rule 11)."""
+        self.needs_intervention("nondeterminism", mismatch, None)
+        return []
 
     def obey(self, commands: Iterable[Command]) -> None:
         """Do what the script asks: as further facts of this unit; in a replay only what the journal does not know."""
