@@ -1,16 +1,19 @@
 """The marker ``crash_everywhere``: a test is run again for each durable operation, and the engine crashes there.
 
-Hooks of the pytest plugin.
+Hooks of the pytest plugin. In the process of the test, or, with ``--crash-kill``, in processes that are killed.
 """
 
 from __future__ import annotations
 
+from argparse import SUPPRESS
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 from _pytest.runner import runtestprotocol
 
+from event_workflow_engine.testing.killing import Folder, KilledPasses, Outcome, told_apart
 from event_workflow_engine.testing.observed import CrashPoint
 
 if TYPE_CHECKING:
@@ -33,16 +36,18 @@ class Pass:
 
     Attributes:
         point: Where the engine crashes; ``None``: it does not.
+        folder: Of a process that is killed there, or goes on behind it; ``None``: the process lives.
         operations: How many durable operations there were.
         crashed: Whether it did.
         outcome: How many sagas of which name are in which state in the end.
     """
 
-    def __init__(self, point: CrashPoint | None = None) -> None:
+    def __init__(self, point: CrashPoint | None = None, folder: Folder | None = None) -> None:
         self.point = point
+        self.folder = folder
         self.operations = 0
         self.crashed = False
-        self.outcome: Counter[tuple[str, str]] = Counter()
+        self.outcome: Outcome = Counter()
 
     def crash(self, effects: Effects) -> Callable[[], None]:
         """What notes that the engine crashed."""
@@ -60,13 +65,16 @@ class Pass:
         while page := await engine.storage.query("sagas_page", state=None, saga=None, after=after, limit=_PAGE):
             self.outcome.update((row["saga"], row["state"]) for row in page)
             after = page[-1]["id"]
+        if self.folder is not None:
+            self.folder.note(self.operations, self.outcome)
 
 
 PASS: Final = pytest.StashKey[Pass]()
 
 
 class _Failure(NamedTuple):
-    point: CrashPoint
+    point: CrashPoint | None
+    """``None``: in a process that nobody killed."""
     why: str
 
 
@@ -74,6 +82,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option by which a failure is reproduced."""
     group = parser.getgroup("event-workflow-engine")
     group.addoption("--crash-at", metavar="WHEN:N", help="crash_everywhere: this point only, as before:7 or behind:7")
+    group.addoption("--crash-kill", action="store_true", help="crash_everywhere: kill the whole process with SIGKILL")
+    group.addoption("--crash-folder", metavar="FOLDER", help=SUPPRESS)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -102,6 +112,10 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Run a marked test as often as there are points."""
     if item.get_closest_marker(_NAME) is None:
         return None
+    folder = item.config.getoption("--crash-folder")
+    if folder is not None:
+        item.stash[PASS] = Pass(_given_point(item), Folder(Path(folder)))
+        return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _everywhere(item, nextitem):
         item.ihook.pytest_runtest_logreport(report=report)
@@ -112,19 +126,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def _everywhere(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
     whole = Pass()
     first = _run(item, whole, item.parent)
-    tried, failures = 0, list[_Failure]()
-    if all(report.passed for report in first):
-        for point in _points(item, whole):
-            crash = Pass(point)
-            reports = _run(item, crash, item.parent)
-            tried += crash.crashed
-            why = _why(whole, crash, reports)
-            if why:
-                failures.append(_Failure(point, why))
-    # Once more without a crash, behind which pytest puts away what the next test does not need.
-    last = _run(item, Pass(), nextitem)
     if not all(report.passed for report in first):
         return first
+    tried, failures = _killed(item) if item.config.getoption("--crash-kill") else _crashed(item, whole)
+    # Once more without a crash, behind which pytest puts away what the next test does not need.
+    last = _run(item, Pass(), nextitem)
     for report in last:
         if report.when == "call":
             report.user_properties += [(_TRIED, tried), (_FAILED, len(failures))]
@@ -134,41 +140,68 @@ def _everywhere(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.
     return last
 
 
+def _crashed(item: pytest.Item, whole: Pass) -> tuple[int, list[_Failure]]:
+    tried, failures = 0, list[_Failure]()
+    for point in _points(item, whole.operations):
+        crash = Pass(point)
+        reports = _run(item, crash, item.parent)
+        tried += crash.crashed
+        failed = [report for report in reports if report.failed]
+        if failed:
+            failures.append(_Failure(point, failed[0].longreprtext))
+        elif crash.outcome != whole.outcome:
+            failures.append(_Failure(point, told_apart(crash.outcome, whole.outcome)))
+    return tried, failures
+
+
+def _killed(item: pytest.Item) -> tuple[int, list[_Failure]]:
+    passes = KilledPasses(item)
+    try:
+        operations, outcome = passes.whole()
+    except AssertionError as failed:
+        return 0, [_Failure(None, str(failed))]
+    tried, failures = 0, list[_Failure]()
+    for point in _points(item, operations):
+        killed, why = passes.crash(point, outcome)
+        tried += killed
+        if why:
+            failures.append(_Failure(point, why))
+    return tried, failures
+
+
 def _run(item: pytest.Item, what: Pass, nextitem: Any) -> list[pytest.TestReport]:
     item.stash[PASS] = what
     item._report_sections.clear()  # noqa: SLF001 - nothing else forgets what the passes before have said
     return runtestprotocol(item, log=False, nextitem=nextitem)
 
 
-def _points(item: pytest.Item, whole: Pass) -> Iterator[CrashPoint]:
-    given = item.config.getoption("--crash-at")
+def _points(item: pytest.Item, operations: int) -> Iterator[CrashPoint]:
+    given = _given_point(item)
     if given is not None:
-        when, _, at = given.partition(":")
-        yield CrashPoint(when, int(at))
+        yield given
         return
-    for n in range(1, whole.operations + 1):
+    for n in range(1, operations + 1):
         yield CrashPoint("before", n)
         yield CrashPoint("behind", n)
 
 
-def _why(whole: Pass, crash: Pass, reports: list[pytest.TestReport]) -> str:
-    failed = [report for report in reports if report.failed]
-    if failed:
-        return failed[0].longreprtext
-    if crash.outcome != whole.outcome:
-        return f"the sagas ended otherwise: {_states(crash)} in place of {_states(whole)}"
-    return ""
-
-
-def _states(one: Pass) -> str:
-    return ", ".join(f"{count} {saga!r} {state}" for (saga, state), count in sorted(one.outcome.items())) or "no saga"
+def _given_point(item: pytest.Item) -> CrashPoint | None:
+    given = item.config.getoption("--crash-at")
+    if given is None:
+        return None
+    when, _, at = given.partition(":")
+    return CrashPoint(when, int(at))
 
 
 def _told(item: pytest.Item, tried: int, failures: list[_Failure]) -> str:
     lines = [f"{len(failures)} of {tried} crash points failed"]
+    kill = " --crash-kill" if item.config.getoption("--crash-kill") else ""
     for point, why in failures:
-        lines += ["", f"---- crash {point.when} durable operation {point.at}", why]
-        lines += [f"again: pytest '{item.nodeid}' --crash-at={point}"]
+        if point is None:
+            lines += ["", "---- in a process of its own it fails without a crash", why]
+        else:
+            lines += ["", f"---- crash {point.when} durable operation {point.at}", why]
+            lines += [f"again: pytest '{item.nodeid}'{kill} --crash-at={point}"]
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Storage
     from event_workflow_engine.testing.observed import ObservedStorage
 
-__all__ = ["CrashingEngine"]
+__all__ = ["CrashingEngine", "bury"]
 
 
 class CrashingEngine(WorkflowEngine):
@@ -73,9 +73,7 @@ class CrashingEngine(WorkflowEngine):
             await super().__aexit__()
             self._on_crash()
             self._observed.disarm()
-            for row in await self._direct.query("live_workers"):
-                now = to_micros(self._clock.now())
-                await self._direct.perform("bury_worker", id=row["id"], incarnation=row["incarnation"], now=now)
+            await bury(self._direct, self._clock)
             await super().__aenter__()
         finally:
             self._observed.mend()
@@ -100,6 +98,13 @@ class CrashingEngine(WorkflowEngine):
     def enlist(self, connection: Any) -> Any:
         """See `WorkflowEngine.enlist`."""
         return self._client.enlist(connection)
+
+
+async def bury(storage: Storage, clock: Clock) -> None:
+    """Declare all workers dead: as others do it when a lease is over."""
+    for row in await storage.query("live_workers"):
+        now = to_micros(clock.now())
+        await storage.perform("bury_worker", id=row["id"], incarnation=row["incarnation"], now=now)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

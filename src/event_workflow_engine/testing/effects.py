@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
 
 from event_workflow_engine import history as h
 from event_workflow_engine.context import CompensationContext, current_step
@@ -14,6 +16,7 @@ from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from event_workflow_engine.context import StepContext
     from event_workflow_engine.engine import WorkflowEngine
@@ -25,6 +28,19 @@ _MAYBE: Final = (TimeoutError, asyncio.CancelledError, OutcomeUnknownError)
 
 class UnbalancedEffectsError(AssertionError):
     """Effects were undone twice, undone without being done, or left neither done nor undone."""
+
+
+_What = Literal["begun", "done", "maybe", "undoing", "undone", "crashed"]
+
+
+class _Line(msgspec.Struct, array_like=True):
+    """One entry of the ledger."""
+
+    what: _What
+    key: str = ""
+    saga_id: str = ""
+    step: str = ""
+    outcome: Outcome = Outcome.SUCCEEDED
 
 
 class _Effect:
@@ -54,6 +70,10 @@ class Effects:
     key because a crash lost its record counts once; whatever else is repeated does not balance. Transactional steps
     are not in it: what they do is the store's.
 
+    Args:
+        file: Where to keep it, for a process that is killed: one that is made on the file of another goes on with it,
+            behind a crash. By default in memory.
+
     Example:
         >>> from event_workflow_engine import Saga, SagaStep, WorkflowEngine
         >>> async def charge() -> str:
@@ -73,10 +93,15 @@ class Effects:
         ['charge'] []
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None = None) -> None:
         self._effects: dict[str, _Effect] = {}
         self._wrong: list[str] = []
         self._life = 0
+        self._file = file
+        if file is not None and file.exists():
+            for line in file.read_bytes().splitlines():
+                self._enter(msgspec.json.decode(line, type=_Line))
+            self.crashed()
 
     def standing(self, saga_id: str) -> list[str]:
         """The steps of a saga whose effects are there, or may be; in the order of their first attempts."""
@@ -92,7 +117,7 @@ class Effects:
 
     def crashed(self) -> None:
         """The engine has crashed: what it had not recorded, it may repeat."""
-        self._life += 1
+        self._write(_Line("crashed"))
 
     def around(
         self, find: Callable[[Callable[..., Any]], Callable[..., Any] | None] | None = None
@@ -120,34 +145,52 @@ class Effects:
         return recorded
 
     async def _do(self, context: StepContext[Any], fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        effect = self._of(context)
-        effect.begun = True
-        if effect.undoing:
-            self._wrong.append(f"{effect}: done after it was undone")
+        self._note("begun", context)
         try:
             value = await _call(fn, args)
         except _MAYBE:
-            effect.maybe = True
+            self._note("maybe", context)
             raise
-        effect.done = True
+        self._note("done", context)
         return value
 
     async def _undo(self, context: CompensationContext[Any, Any], fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        effect = self._of(context)
-        effect.undoing = True
-        if not effect.begun or (context.outcome is Outcome.SUCCEEDED and not effect.done):
-            self._wrong.append(f"{effect}: undone without being done")
+        self._note("undoing", context, context.outcome)
         value = await _call(fn, args)
-        if effect.undone_in == self._life:
-            self._wrong.append(f"{effect}: undone twice")
-        effect.undone_in = self._life
+        self._note("undone", context)
         return value
 
-    def _of(self, context: StepContext[Any]) -> _Effect:
-        key = context.idempotency_key
-        if key not in self._effects:
-            self._effects[key] = _Effect(context.saga_id, context.step)
-        return self._effects[key]
+    def _note(self, what: _What, context: StepContext[Any], outcome: Outcome = Outcome.SUCCEEDED) -> None:
+        self._write(_Line(what, context.idempotency_key, context.saga_id, context.step, outcome))
+
+    def _write(self, line: _Line) -> None:
+        if self._file is not None:
+            # Whole or not at all, for whoever is killed here. The system keeps it: it outlives the process.
+            with self._file.open("ab", buffering=0) as file:
+                file.write(msgspec.json.encode(line) + b"\n")
+        self._enter(line)
+
+    def _enter(self, line: _Line) -> None:
+        if line.what == "crashed":
+            self._life += 1
+            return
+        effect = self._effects.get(line.key)
+        if effect is None:
+            effect = self._effects[line.key] = _Effect(line.saga_id, line.step)
+        if line.what == "begun":
+            effect.begun = True
+            if effect.undoing:
+                self._wrong.append(f"{effect}: done after it was undone")
+        elif line.what == "undoing":
+            effect.undoing = True
+            if not effect.begun or (line.outcome is Outcome.SUCCEEDED and not effect.done):
+                self._wrong.append(f"{effect}: undone without being done")
+        elif line.what == "undone":
+            if effect.undone_in == self._life:
+                self._wrong.append(f"{effect}: undone twice")
+            effect.undone_in = self._life
+        else:
+            setattr(effect, line.what, True)
 
     async def check(self, engine: WorkflowEngine) -> None:
         """See whether the effects of all sagas that have ended balance. Those under way, or that stand, are not judged.

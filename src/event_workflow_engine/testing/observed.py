@@ -40,6 +40,7 @@ class ObservedStorage:
     Args:
         storage: The store.
         crash: Where to cut the engine off: from there on nothing that it writes arrives, and no answer comes.
+        end: Called there, where it does not return, instead of cutting it off.
 
     Attributes:
         operations: Durable operations that were begun since it was armed.
@@ -47,9 +48,12 @@ class ObservedStorage:
         cut: Set from the crash on, until it is mended.
     """
 
-    def __init__(self, storage: Storage, crash: CrashPoint | None = None) -> None:
+    def __init__(
+        self, storage: Storage, crash: CrashPoint | None = None, *, end: Callable[[], None] | None = None
+    ) -> None:
         self._storage = storage
         self._crash = crash
+        self._end = end
         self._armed = False
         self._blocked = False
         self._quiet = asyncio.Event()
@@ -98,8 +102,8 @@ class ObservedStorage:
         if not self.in_flight:
             self._quiet.set()
 
-    def _begins(self) -> None:
-        """An operation begins; it may be the last one to arrive.
+    def _begins(self) -> bool:
+        """An operation begins; whether the crash is behind it.
 
         Raises:
             StorageUnavailableError: It does not arrive.
@@ -107,23 +111,31 @@ class ObservedStorage:
         if self._blocked:
             raise _cut_off()
         if not self._armed:
-            return
+            return False
         self.operations += 1
         if self._crash is None or self.operations < self._crash.at:
-            return
+            return False
         self._blocked = True
         self._left()
         self.cut.set()
-        if self._crash.when == "before":
-            raise _cut_off()
+        if self._crash.when == "behind":
+            return True
+        self._crashed()
+        raise _cut_off()
+
+    def _crashed(self) -> None:
+        if self._end is not None:
+            self._end()
 
     async def _write(self, operation: Callable[[], Awaitable[Any]]) -> Any:
-        self._begins()
+        is_last = self._begins()
         self._left()
         try:
             answer = await operation()
         finally:
             self._came()
+        if is_last:
+            self._crashed()
         if self._blocked:
             raise _cut_off()
         return answer
@@ -131,13 +143,15 @@ class ObservedStorage:
     def post(self, unit: Unit, told: Told) -> None:
         """See `Storage.post`."""
         try:
-            self._begins()
+            is_last = self._begins()
         except StorageUnavailableError as error:
             asyncio.get_running_loop().call_soon(told, error)
             return
 
         def answered(verdict: Written | Exception) -> None:
             self._came()
+            if is_last:
+                self._crashed()
             told(_cut_off() if self._blocked else verdict)
 
         self._left()

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from event_workflow_engine.testing.clock import VirtualClock
     from event_workflow_engine.testing.effects import Effects
     from event_workflow_engine.testing.fakes import StepFaker
+    from event_workflow_engine.testing.killing import Folder
 
 pytest_plugins = ("event_workflow_engine.testing.crash_everywhere",)
-_SERVER = "EWE_TEST_POSTGRES"
 
 
 # Imports are in the fixtures: pytest loads this module in every project that has the library installed, and coverage
@@ -46,23 +46,33 @@ def fake_step() -> StepFaker:
 
 
 @pytest.fixture
-def effects() -> Effects:
+def effects(request: pytest.FixtureRequest) -> Effects:
     """An `Effects`: what the steps of the ``engine`` fixture did, and what was undone; checked when the test ends."""
     from event_workflow_engine.testing.effects import Effects  # noqa: PLC0415
 
-    return Effects()
+    folder = _folder(request)
+    return Effects() if folder is None else Effects(folder.effects)
+
+
+def _folder(request: pytest.FixtureRequest) -> Folder | None:
+    from event_workflow_engine.testing.crash_everywhere import PASS  # noqa: PLC0415
+
+    present = request.node.stash.get(PASS, None)
+    return None if present is None else present.folder
 
 
 @pytest.fixture(scope="session")
-def engine_postgres() -> Iterator[str]:
+def engine_postgres(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a PostgreSQL server: that of ``EWE_TEST_POSTGRES``, or one of our own, which ends with the session."""
-    given = os.environ.get(_SERVER)
+    from event_workflow_engine.testing.killing import SERVER, SERVER_VARIABLE  # noqa: PLC0415
+    from event_workflow_engine.testing.postgres import PostgresServer  # noqa: PLC0415
+
+    given = os.environ.get(SERVER_VARIABLE)
     if given:
         yield given
         return
-    from event_workflow_engine.testing.postgres import PostgresServer  # noqa: PLC0415
-
     with PostgresServer(settings={"fsync": "off"}) as server:
+        request.config.stash[SERVER] = server.url()
         yield server.url()
 
 
@@ -70,8 +80,12 @@ def engine_postgres() -> Iterator[str]:
 def engine_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of the store of the ``engine`` fixture, new for each test; the marker ``engines`` chooses backends."""
     kind = getattr(request, "param", "memory")
+    folder = _folder(request)
     if kind == "postgres":
-        return f"{request.getfixturevalue('engine_postgres')}?schema=t_{uuid4().hex[:16]}"
+        url = f"{request.getfixturevalue('engine_postgres')}?schema=t_{uuid4().hex[:16]}"
+        return url if folder is None else folder.url(url)
+    if folder is not None:  # what is in memory outlives no process
+        return f"sqlite:///{folder.file}"
     return "memory://" if kind == "memory" else f"sqlite:///{tmp_path / 'engine.db'}"
 
 
@@ -105,20 +119,25 @@ if async_fixture is not None:
         from event_workflow_engine.engine import WorkflowEngine  # noqa: PLC0415
         from event_workflow_engine.storage import open_storage  # noqa: PLC0415
         from event_workflow_engine.testing.crash_everywhere import PASS  # noqa: PLC0415
-        from event_workflow_engine.testing.crashing import CrashingEngine  # noqa: PLC0415
+        from event_workflow_engine.testing.crashing import CrashingEngine, bury  # noqa: PLC0415
+        from event_workflow_engine.testing.killing import kill_this_process  # noqa: PLC0415
         from event_workflow_engine.testing.observed import ObservedStorage  # noqa: PLC0415
         from event_workflow_engine.testing.settling import settle  # noqa: PLC0415
 
         present = request.node.stash.get(PASS, None)
+        kill = kill_this_process if present is not None and present.folder is not None else None
         async with open_storage(engine_url, auto_upgrade=True) as storage:
-            observed = ObservedStorage(storage, None if present is None else present.point)
+            observed = ObservedStorage(storage, None if present is None else present.point, end=kill)
             made = (
                 WorkflowEngine(observed, clock=clock)  # type: ignore[arg-type]
-                if present is None
+                if present is None or kill is not None
                 else CrashingEngine(storage, observed, clock=clock, on_crash=present.crash(effects))
             )
             made.intercept(effects.around(fake_step.find))
             clock.settle = partial(settle, made, observed)
+            if kill is not None:
+                await bury(storage, clock)
+                observed.arm()
             async with made:
                 yield made
                 await observed.quiet()

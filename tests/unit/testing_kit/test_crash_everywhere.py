@@ -72,7 +72,7 @@ async def approved(name: str) -> str:
 @pytest.mark.engines("memory", "sqlite", "postgres")
 async def test_what_failed_is_undone_wherever_it_crashed(engine: WorkflowEngine, effects: Effects) -> None:
     engine.register(order)
-    handle = await engine.start(order)
+    handle = await engine.start(order, id="o-1")
     with pytest.raises(SagaFailedError):
         await handle.result()
     assert effects.standing(handle.id) == []
@@ -86,7 +86,7 @@ async def test_days_pass_in_the_same_way_wherever_it_crashed(
     engine: WorkflowEngine, clock: VirtualClock, effects: Effects, word: str
 ) -> None:
     engine.register(approved)
-    handle = await engine.start(approved, "ann")
+    handle = await engine.start(approved, "ann", id="a-1")
     await clock.advance(days=1)
     if word == "go":
         await handle.signal(GO, word)
@@ -133,7 +133,7 @@ def pytest_in(folder: Path, *arguments: str) -> tuple[int, str]:
         env={name: value for name, value in os.environ.items() if name != "CI"},  # there pytest tells failures twice
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=170,
         check=False,
     )
     return ran.returncode, ran.stdout + ran.stderr
@@ -166,6 +166,50 @@ def test_what_fails_is_told_with_what_plays_it_again(project: Path) -> None:
     status, said = pytest_in(project, nodeid, "--crash-at=before:1")
     assert status == 0
     assert f"{nodeid}: 1 tried, 0 failed" in said
+
+
+KILLED = """
+import os
+from pathlib import Path
+import pytest
+from event_workflow_engine import Saga, SagaStep, current_step
+
+HERE = Path(__file__).parent
+
+def lived(word):
+    with (HERE / f"lives-{os.getpid()}").open("a") as file:
+        file.write(word + " ")
+
+async def act() -> None: ...
+
+async def charge() -> None:
+    with (HERE / "charged").open("a") as file:
+        file.write(current_step().idempotency_key + " ")
+
+@pytest.mark.crash_everywhere
+async def test_order(engine, effects):
+    lived("begun")
+    order = Saga("order", [SagaStep("act", act), SagaStep("charge", charge, after=act)])
+    engine.register(order)
+    await engine.execute(order, id="o-1")
+    assert effects.standing("o-1") == ["act", "charge"]
+    await engine.execute(order)
+    lived("ended")
+"""
+
+
+@pytest.mark.timeout(180)  # five runs of pytest, one after another
+def test_with_the_option_the_process_is_killed_and_started_again(project: Path) -> None:
+    (project / "test_it.py").write_text(KILLED)
+    status, said = pytest_in(project, "--crash-kill", "--crash-at=behind:8")
+    assert status == 1
+    lives = sorted(path.read_text().split() for path in project.glob("lives-*"))
+    # The test's own process runs it twice; then one to its end, one that is killed, and one that goes on.
+    assert lives == [["begun"], ["begun", "ended"], ["begun", "ended"], ["begun", "ended", "begun", "ended"]]
+    # A saga without an id is another one each time that the program is started.
+    assert "test_it.py::test_order: 1 tried, 1 failed" in said
+    assert "the sagas ended otherwise: 3 'order' COMPLETED in place of 2 'order' COMPLETED" in said
+    assert "again: pytest 'test_it.py::test_order' --crash-kill --crash-at=behind:8" in said
 
 
 @pytest.mark.parametrize(
