@@ -85,6 +85,8 @@ class FaultyDisk:
     Args:
         path: Of the database; its journal and its write-ahead log belong to it.
         rng: Chooses what a power loss leaves.
+        on_disk: A folder into which `lose_power` wrote what the disk has of the files, where they show more: their last
+            user was killed before it had synced them. Default: the disk has what they show.
 
     Raises:
         UnreachableSqliteError: This interpreter's SQLite hides its functions.
@@ -102,12 +104,13 @@ class FaultyDisk:
         disk I/O error
     """
 
-    def __init__(self, path: str | Path, rng: random.Random) -> None:
+    def __init__(self, path: str | Path, rng: random.Random, *, on_disk: str | Path | None = None) -> None:
         self.path = os.path.realpath(path)
         self.counts: Counter[Operation] = Counter()
         """Operations so far, by their kinds."""
         self._rng = rng
         self._lock = threading.RLock()
+        self._on_disk = None if on_disk is None else Path(on_disk)
         self._images: dict[str, _Image] = {}
         self._unlinked: dict[str, _Image] = {}
         self._fault: _Fault | None = None
@@ -226,8 +229,16 @@ class FaultyDisk:
             if created:
                 self._images[path] = _Image(syncs_folder=syncs_folder)
             elif path not in self._images:
-                self._images[path] = _Image(bytearray(Path(path).read_bytes()), named=True)
+                self._images[path] = self._found(Path(path))
         return True
+
+    def _found(self, file: Path) -> _Image:
+        shown = file.read_bytes()
+        if self._on_disk is None:
+            return _Image(bytearray(shown), named=True)
+        there = self._on_disk / file.name
+        durable = bytearray(there.read_bytes()) if there.exists() else bytearray()
+        return _Image(durable, [(len(shown), None), (0, shown)], named=there.exists(), syncs_folder=not there.exists())
 
     def write(self, path: str, offset: int, data: bytes, through: Callable[[bytes], int]) -> int:
         """See `Files.write`."""

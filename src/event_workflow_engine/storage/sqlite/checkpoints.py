@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from pathlib import Path
 from typing import Final
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "settle"]
 
 _log = logging.getLogger("event_workflow_engine.storage")
 
@@ -21,6 +22,8 @@ MANY_BATCHES: Final = 64
 
 MANY_FRAMES: Final = 1_000
 """Pages in the log that make a checkpoint due however few batches wrote them."""
+
+_PATIENCE_MS: Final = 100  # for readers, who hold the log for single reads
 
 _COMMIT_WORK: Final = 3  # the pages that even the smallest transaction writes, in units of work
 _AGAIN_AFTER: Final = 0.25  # a checkpoint that a reader held up is tried again after this share of the usual work
@@ -75,3 +78,35 @@ class Checkpoints:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             _log.info("%s: the write-ahead log stays for others: %s", self._path, error)
+
+
+def settle(connection: sqlite3.Connection, path: str) -> None:
+    """Bring to disk what is found in the file and may be in the system's memory only. The caller holds the lock.
+
+    Whoever opens a file first takes from its log each commit that is whole. The process that wrote the last one may
+    have been killed before it had synced it, or its sync has failed, after which Linux forgets what it was to write,
+    and the next sync succeeds. Were such a unit taken for written, it would be acknowledged and not be on disk.
+
+    So all of the log is written once more, to the database, and the log is begun anew by a commit that is synced: else
+    what the disk kept of the old one would stand before the database after a power loss. Where others read the log,
+    they have opened the file before, and saw to that.
+
+    Raises:
+        sqlite3.Error: The disk fails.
+    """
+    log = Path(f"{path}-wal")
+    if not log.exists() or not log.stat().st_size:
+        return
+    (patience,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS:d}")
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        # Writes a page although nothing changes.
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute(f"PRAGMA user_version = {version:d}")
+    except sqlite3.OperationalError as error:
+        # A full disk is no reason not to open: what there was to sync was synced before room was wanted.
+        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            raise
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {patience:d}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from event_workflow_engine.errors import StorageUnavailableError
 from event_workflow_engine.storage.judging.caches import StoreCache
+from event_workflow_engine.storage.sqlite.checkpoints import settle
 from event_workflow_engine.storage.sqlite.connection import look_at, open_writer, use_wal
 from event_workflow_engine.storage.sqlite.locks import StoreLock
 from event_workflow_engine.storage.sqlite.migrate import check_known, migrate
@@ -44,6 +45,7 @@ class WriteSession:
         self._connection: sqlite3.Connection | None = None
         self._guard: SqlGuard | None = None
         self._data_version: int | None = None
+        self._settled = False  # all that is seen in the file is on the disk below it
         self.cache = StoreCache()
         self.foreign_commits = False
 
@@ -61,6 +63,7 @@ class WriteSession:
         with self._lock:
             use_wal(connection, self._path)
             migrate(connection, self._path, auto_upgrade=auto_upgrade)
+            self._settle()
 
     def close(self) -> None:
         """Close the connection under the lock, for SQLite checkpoints when the last one closes; then the lock."""
@@ -110,6 +113,7 @@ class WriteSession:
         except (StorageUnavailableError, OSError) as error:
             raise BeginError from error
         try:
+            self._settle()
             self.connection.execute("BEGIN IMMEDIATE")
             self.notice_foreign_commits()
             if self.cache.position is None:
@@ -118,6 +122,16 @@ class WriteSession:
         except BaseException as error:
             self.rollback(reopen=True)
             raise BeginError from error
+
+    def _settle(self) -> None:
+        """Once for each connection, and under the lock: what others may have left half-synced.
+
+        Raises:
+            sqlite3.Error: The disk still fails.
+        """
+        if not self._settled:
+            settle(self.connection, self._path)
+            self._settled = True
 
     def notice_foreign_commits(self) -> None:
         """Look whether another connection has committed since the last look; then what was remembered is forgotten.
@@ -176,6 +190,7 @@ class WriteSession:
         connection, self._connection = self._connection, None
         self._guard = None
         self._data_version = None
+        self._settled = False
         self.cache.clear()
         if connection is not None:
             with suppress(sqlite3.Error):

@@ -56,6 +56,7 @@ class Writer:
         self._checkpoints = Checkpoints(path)
         self._polls = 0  # since anything was committed
         self._complained = False  # that work between jobs fails, since it last succeeded
+        self._failing = False  # batches fail, and one line has said so, since one last succeeded
         self._newest = 0  # the latest Unit.at seen: the clock by which ids of units grow old
         self._rests = False
         self.folder: InlineFolder | None = None
@@ -103,6 +104,7 @@ class Writer:
             session.rollback(reopen=_distrusted(error))
             raise
         session.commit()
+        self._failing = False
         return verdicts
 
     def _carefully(self, units: Sequence[Unit]) -> list[Verdict]:
@@ -117,6 +119,7 @@ class Writer:
         `SQLITE_FULL` undoes a whole transaction, savepoints or not; alone, a small unit may still find room. The ids
         are looked up first, under the lock: what landed although its commit raised is not written twice.
         """
+        self._tell(failure)
         if isinstance(failure, BeginError):  # the next one would not get in either
             return [self._typed(failure)] * len(units)
         in_doubt = isinstance(failure, CommitInDoubtError)
@@ -132,6 +135,12 @@ class Writer:
                 verdict = verdict.written  # it landed just now, so the commit hooks have not seen it
             verdicts.append(verdict)
         return verdicts
+
+    def _tell(self, failure: Exception) -> None:
+        """Say in one line that the file or its disk fails, for callers who try again, and succeed, say nothing."""
+        if isinstance(failure, (BeginError, CommitInDoubtError, sqlite3.Error)) and not self._failing:
+            self._failing = True
+            _log.warning("a batch could not be written: %s", self._typed(failure))
 
     def _typed(self, error: Exception) -> WorkflowError:
         if isinstance(error, (BeginError, CommitInDoubtError)) and error.__cause__ is not None:
