@@ -65,6 +65,11 @@ test-long: $(STAMP) ## Run the tests with those that take minutes
 	@echo "seed: $(SEED)"
 	$(PYTEST) -m 'long or not long' $(ARGS)
 
+# Tests that did not run keep what the page had of them: ARGS="-m proves" runs those that take minutes, too, ARGS=tests/crash some.
+.PHONY: guarantees
+guarantees: $(STAMP) ## Run the tests that prove something and write the page of guarantees (ARGS=)
+	$(PYTEST) -m 'proves and not long' --guarantees=docs/explanation/guarantees.md $(ARGS)
+
 SEEDS ?= 1000
 FIRST ?= $(SEED)
 .PHONY: simulate

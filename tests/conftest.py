@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.guarantees.recording import OPTION, Recorder
 
 from event_workflow_engine.testing.postgres import PostgresServer
 
@@ -25,6 +26,16 @@ SEED = int(os.environ.get("EWE_TEST_SEED", "0"))
 # how busy it was. The blob lets a failure of one run be replayed in another.
 settings.register_profile("house", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the option of `make guarantees`."""
+    parser.addoption(OPTION, metavar="FILE", help="write what the tests that prove something did to this page")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests count what they prove."""
+    config.pluginmanager.register(Recorder(SEED), "guarantees")
 
 
 def pytest_report_header() -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.guarantees.recording import Tally
+
 SOME = 4
 """How many of the operations a short run kills at, where a kill costs a lease."""
 
@@ -101,7 +103,14 @@ def check_history(journal: Journal, facts: list[Any], ledger: Counter[tuple[str,
 
 
 async def kill_everywhere(
-    factory: WorkerFactory, place: Path, case: str, when: str, *, server: str = "", some: random.Random | None = None
+    factory: WorkerFactory,
+    place: Path,
+    case: str,
+    when: str,
+    tally: Tally,
+    *,
+    server: str = "",
+    some: random.Random | None = None,
 ) -> None:
     code, whole = Ground(factory, place / "whole", case, server).run()
     assert code == 0
@@ -111,6 +120,7 @@ async def kill_everywhere(
     kills = 0
     for at in chosen:
         kills += await kill_and_resume(Ground(factory, place / str(at), case, server), when, at, whole)
+    tally.count(runs=1 + len(chosen), faults=kills)
     # The last operations are those of leaving: group commit may make a run a batch shorter than another.
     assert kills >= len(chosen) - 2
 
@@ -118,37 +128,41 @@ async def kill_everywhere(
 @pytest.mark.parametrize("when", ["before", "behind"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.timeout(120)
+@pytest.mark.proves("killed", store="sqlite")
 async def test_a_worker_killed_at_any_durable_operation(
-    factory: WorkerFactory, tmp_path: Path, case: str, when: str
+    factory: WorkerFactory, tmp_path: Path, case: str, when: str, tally: Tally
 ) -> None:
-    await kill_everywhere(factory, tmp_path, case, when)
+    await kill_everywhere(factory, tmp_path, case, when, tally)
 
 
-@pytest.mark.parametrize("server", ["", "postgres"])
+@pytest.mark.parametrize("server", ["sqlite", "postgres"])
 @pytest.mark.timeout(120)
+@pytest.mark.proves("transactional")
 async def test_a_worker_killed_within_a_transactional_step(
-    factory: WorkerFactory, tmp_path: Path, server: str, request: pytest.FixtureRequest
+    factory: WorkerFactory, tmp_path: Path, server: str, request: pytest.FixtureRequest, tally: Tally
 ) -> None:
     """What it wrote is there once: the saga's result says how often."""
-    url = request.getfixturevalue(server) if server else ""
-    await kill_everywhere(factory, tmp_path, "transactional", "within", server=url)
+    url = request.getfixturevalue(server) if server == "postgres" else ""
+    await kill_everywhere(factory, tmp_path, "transactional", "within", tally, server=url)
 
 
 @pytest.mark.parametrize("when", ["before", "behind"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.timeout(120)
+@pytest.mark.proves("killed", store="postgres")
 async def test_a_worker_killed_at_some_durable_operations_on_postgres(
-    factory: WorkerFactory, tmp_path: Path, case: str, when: str, postgres: str, rng: random.Random
+    factory: WorkerFactory, tmp_path: Path, case: str, when: str, postgres: str, rng: random.Random, tally: Tally
 ) -> None:
     """The next one goes on as soon as the lease of the killed one is over, so each takes a while."""
-    await kill_everywhere(factory, tmp_path, case, when, server=postgres, some=rng)
+    await kill_everywhere(factory, tmp_path, case, when, tally, server=postgres, some=rng)
 
 
 @pytest.mark.parametrize("when", ["before", "behind"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.long
 @pytest.mark.timeout(600)
+@pytest.mark.proves("killed", store="postgres")
 async def test_a_worker_killed_at_any_durable_operation_on_postgres(
-    factory: WorkerFactory, tmp_path: Path, case: str, when: str, postgres: str
+    factory: WorkerFactory, tmp_path: Path, case: str, when: str, postgres: str, tally: Tally
 ) -> None:
-    await kill_everywhere(factory, tmp_path, case, when, server=postgres)
+    await kill_everywhere(factory, tmp_path, case, when, tally, server=postgres)

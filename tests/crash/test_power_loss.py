@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.guarantees.recording import Tally
+
 
 @pytest.fixture(scope="module")
 def factory() -> Iterator[WorkerFactory]:
@@ -60,7 +62,7 @@ class Machine:
         assert all(count <= 2 for count in Counter(read(self.ledger)).values()), "at most once more for one crash"
 
 
-async def lose_power(factory: WorkerFactory, folder: Path, rng: random.Random, some: int) -> int:
+async def lose_power(factory: WorkerFactory, folder: Path, rng: random.Random, some: int, tally: Tally) -> int:
     """Lose it at so many moments; how often a worker was running."""
     whole = Machine(factory, folder / "whole")
     code, ended = whole.run(rng.randrange(2**32))
@@ -76,17 +78,22 @@ async def lose_power(factory: WorkerFactory, folder: Path, rng: random.Random, s
         code, ended = machine.run(rng.randrange(2**32))
         assert code == 0
         await machine.check_ends(ended)
+    tally.count(runs=1 + some, faults=losses)
     return losses
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.proves("power", store="sqlite")
 async def test_the_power_goes_and_every_saga_that_was_accepted_ends_once(
-    factory: WorkerFactory, tmp_path: Path, rng: random.Random
+    factory: WorkerFactory, tmp_path: Path, rng: random.Random, tally: Tally
 ) -> None:
-    assert await lose_power(factory, tmp_path, rng, some=5) >= 4
+    assert await lose_power(factory, tmp_path, rng, some=5, tally=tally) >= 4
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-async def test_the_power_goes_at_many_moments(factory: WorkerFactory, tmp_path: Path, rng: random.Random) -> None:
-    assert await lose_power(factory, tmp_path, rng, some=200) >= 150
+@pytest.mark.proves("power", store="sqlite")
+async def test_the_power_goes_at_many_moments(
+    factory: WorkerFactory, tmp_path: Path, rng: random.Random, tally: Tally
+) -> None:
+    assert await lose_power(factory, tmp_path, rng, some=200, tally=tally) >= 150

@@ -32,6 +32,7 @@ def start_worker(place: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.proves("handed-over", store="sqlite-shared", faults=1)
 async def test_rule_12_the_second_worker_takes_over_at_once_when_the_first_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ async def test_rule_12_the_second_worker_takes_over_at_once_when_the_first_is_ki
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.proves("frozen", store="sqlite-shared", faults=1)
 async def test_rule_12_a_worker_that_is_only_stopped_keeps_its_sagas(tmp_path: Path) -> None:
     """SIGSTOP is no death on SQLite: the lock is held, so nobody takes the sagas and nothing runs twice."""
     worker = start_worker(tmp_path)

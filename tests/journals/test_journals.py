@@ -65,6 +65,7 @@ async def end(engine: WorkflowEngine, saga_id: str) -> Any:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.proves("old-history", store="sqlite")
 async def test_every_saga_goes_on_and_ends_as_it_would_have(engine: WorkflowEngine) -> None:
     ids = await recorded(engine)
     assert Counter(one.partition("@")[0] for one in ids).keys() == CASES.keys()
@@ -85,6 +86,7 @@ async def test_every_saga_goes_on_and_ends_as_it_would_have(engine: WorkflowEngi
 ENDED = (history.SagaCompleted, history.SagaCompensated)
 
 
+@pytest.mark.proves("old-history", store="sqlite")
 async def test_events_of_users_and_what_they_were_folded_to_are_there(engine: WorkflowEngine) -> None:
     happened = [event.data async for event in engine.store.read("account-ann")]
     assert happened == [Opened("ann"), *(Deposited("ann", cents) for cents in (500, 20, 1))]

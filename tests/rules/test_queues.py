@@ -150,6 +150,7 @@ class Slow(Cable):
             raise
 
 
+@pytest.mark.proves("one-winner")
 async def test_of_two_workers_that_decide_by_the_same_free_place_one_decides_again(lab: Lab, gate: Gate) -> None:
     """The second sees a saga that goes first; against the first one's choice there is only the queue's row."""
     cable = Slow(lab.storage)
@@ -221,6 +222,7 @@ async def test_limits_of_a_later_registration_hold_for_all(lab: Lab, gate: Gate)
         assert status.queue == Queue("q", limit=3)
 
 
+@pytest.mark.proves("handed-over")
 async def test_what_a_crashed_worker_held_is_neither_lost_nor_held_for_ever(lab: Lab, gate: Gate) -> None:
     queue = Queue("q", limit=2)
     async with lab.doomed(gate.saga) as engine:
@@ -391,6 +393,7 @@ async def test_a_key_keeps_a_second_one_out_until_the_first_has_ended(lab: Lab, 
     assert sorted(gate.order) == ["a", "e", "f"]
 
 
+@pytest.mark.proves("one-winner")
 async def test_many_starts_with_one_key_at_once_begin_one_saga(lab: Lab, gate: Gate) -> None:
     async with serving(lab, gate, Queue("q")) as one, serving(lab, gate, Queue("q")) as two:
         starts = [

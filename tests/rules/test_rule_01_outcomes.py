@@ -22,6 +22,8 @@ from event_workflow_engine.errors import EncodeError, OutcomeUnknownError, SagaC
 if TYPE_CHECKING:
     from tests.rules.conftest import Lab
 
+pytestmark = pytest.mark.proves("compensation")
+
 
 class CardDeclined(Exception):  # noqa: N818 - as users name theirs
     pass

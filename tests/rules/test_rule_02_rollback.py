@@ -12,6 +12,8 @@ from event_workflow_engine import CompensationContext, Outcome, Saga, SagaFailed
 if TYPE_CHECKING:
     from tests.rules.conftest import Lab
 
+pytestmark = pytest.mark.proves("compensation")
+
 
 @dataclass(frozen=True)
 class Payment:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.rules.conftest import Lab
 
+pytestmark = pytest.mark.proves("compensation")
+
 
 class World:
     """What happened, in order, and gates that actions wait at."""

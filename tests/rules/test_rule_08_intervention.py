@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.storage.port import Storage, Told, Unit
 
+pytestmark = pytest.mark.proves("compensation")
+
 TWICE = RetryPolicy(attempts=2, delay=0, jitter=0)
 
 

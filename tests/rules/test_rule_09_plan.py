@@ -14,6 +14,8 @@ from event_workflow_engine.journal import saga_stream
 if TYPE_CHECKING:
     from tests.rules.conftest import Lab
 
+pytestmark = pytest.mark.proves("compensation")
+
 
 class World:
     def __init__(self) -> None:

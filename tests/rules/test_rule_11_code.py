@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from tests.rules.conftest import Lab
 
+pytestmark = pytest.mark.proves("old-history")
+
 GO = Signal("go", str)
 
 

@@ -32,6 +32,7 @@ double = Saga("double", [SagaStep("work", work)], input_type=int)
 other = Saga("other", [SagaStep("work", work)], input_type=int)
 
 
+@pytest.mark.proves("one-winner")
 async def test_rule_13_the_same_id_is_the_same_saga(lab: Lab) -> None:
     RUNS.clear()
     async with lab.engine(double) as engine:
@@ -49,6 +50,7 @@ async def test_rule_13_the_same_id_over_a_restart(lab: Lab) -> None:
     assert RUNS == [4]
 
 
+@pytest.mark.proves("one-winner")
 async def test_rule_13_another_input_or_saga_is_a_conflict(lab: Lab) -> None:
     async with lab.engine(double, other) as engine:
         await engine.execute(double, 4, id="d-1")

@@ -26,6 +26,8 @@ from event_workflow_engine.testing.simulation.world import run
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from tests.guarantees.recording import Tally
+
 # With every change the same seeds, so that what fails is the change; others, by the run's own seed, in the long run.
 SHARES = 10
 EACH = 50
@@ -61,13 +63,21 @@ def shares(first: int, each: int) -> list[range]:
 
 
 @pytest.mark.parametrize("seeds", shares(0, EACH), ids=str)
-def test_every_promise_holds(apart: ProcessPoolExecutor, seeds: range) -> None:
+@pytest.mark.proves(
+    "killed", "handed-over", "frozen", "doubt", "store-errors", "partition", "clock", "compensation", store="simulated"
+)
+def test_every_promise_holds(apart: ProcessPoolExecutor, seeds: range, tally: Tally) -> None:
+    tally.count(runs=len(seeds), seeds=len(seeds))
     assert apart.submit(broken, seeds).result() == {}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seeds", shares(SEED, LONG_EACH), ids=str)
-def test_every_promise_holds_in_many(apart: ProcessPoolExecutor, seeds: range) -> None:
+@pytest.mark.proves(
+    "killed", "handed-over", "frozen", "doubt", "store-errors", "partition", "clock", "compensation", store="simulated"
+)
+def test_every_promise_holds_in_many(apart: ProcessPoolExecutor, seeds: range, tally: Tally) -> None:
+    tally.count(runs=len(seeds), seeds=len(seeds))
     assert apart.submit(broken, seeds).result() == {}
 
 

@@ -54,6 +54,7 @@ def by_key(ledger: Path) -> dict[str, list[int]]:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.proves("projected-once", store="sqlite", faults=5)
 async def test_killed_again_and_again_it_handles_all_events_at_least_once_and_in_order(
     tmp_path: Path, rng: random.Random
 ) -> None:
@@ -80,6 +81,7 @@ async def test_killed_again_and_again_it_handles_all_events_at_least_once_and_in
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.proves("projected-once", store="sqlite-shared", faults=1)
 async def test_another_worker_takes_over_when_one_is_killed(tmp_path: Path) -> None:
     url, ledger = f"sqlite:///{tmp_path}/bus.db", tmp_path / "ledger"
     seen: list[int] = []

@@ -169,6 +169,7 @@ def check_log(events: list[RecordedEvent[object]], stepped: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["forwards", "backwards"])
+@pytest.mark.proves("clock", store="postgres", faults=1)
 async def test_a_clock_that_is_set_kills_nobody_and_repeats_nothing(
     postgres_url: str, tmp_path: Path, step: int
 ) -> None:

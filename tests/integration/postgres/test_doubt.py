@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.proves("frozen", store="postgres", faults=1)
 async def test_rule_12_no_action_begins_without_a_confirmed_heartbeat(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

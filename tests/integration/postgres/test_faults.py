@@ -57,6 +57,7 @@ def marked(stream: str = "a", expected: int = 0) -> Unit:
 
 
 @pytest.mark.parametrize("deliver", [True, False])
+@pytest.mark.proves("doubt", store="postgres", faults=1)
 async def test_a_batch_in_doubt_lands_once(
     storage: Storage, direct: Storage, proxy: FaultProxy, deliver: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -78,6 +79,7 @@ async def test_a_batch_in_doubt_lands_once(
 
 
 @pytest.mark.parametrize("deliver", [True, False])
+@pytest.mark.proves("doubt", store="postgres", faults=1)
 async def test_an_exclusive_transaction_in_doubt_lands_once_or_not_at_all(
     storage: Storage, direct: Storage, proxy: FaultProxy, deliver: bool
 ) -> None:
@@ -99,6 +101,7 @@ async def test_an_exclusive_transaction_in_doubt_lands_once_or_not_at_all(
 
 
 @pytest.mark.parametrize("deliver", [True, False])
+@pytest.mark.proves("doubt", store="postgres", faults=1)
 async def test_a_claim_in_doubt_is_whole(storage: Storage, direct: Storage, proxy: FaultProxy, deliver: bool) -> None:
     await direct.write(row_unit(worker("w1"), saga("s1")))
     proxy.cut_after(COMMIT, deliver=deliver)
@@ -118,6 +121,7 @@ async def test_reads_go_on_over_a_cut(storage: Storage, proxy: FaultProxy) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.proves("doubt", store="postgres", faults=1)
 async def test_a_saga_whose_claim_lands_late_and_untold_is_not_forgotten(
     direct: Storage, postgres_url: str, proxy: FaultProxy
 ) -> None:
@@ -191,6 +195,7 @@ async def check_ends(engine: WorkflowEngine, busy: Saga[Any, Any], ids: list[str
 
 
 @pytest.mark.slow
+@pytest.mark.proves("store-errors", "doubt", store="postgres", faults=12)
 async def test_sagas_go_on_over_cuts_at_every_kind_of_write(
     direct: Storage, postgres_url: str, proxy: FaultProxy
 ) -> None:
@@ -234,6 +239,7 @@ def own_server() -> Iterator[PostgresServer]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "restarted", "backends killed"])
+@pytest.mark.proves("database-killed", store="postgres", faults=3)
 async def test_sagas_go_on_over_a_server_that_is(own_server: PostgresServer, how: str) -> None:
     world = World()
     busy = world.saga()
@@ -265,6 +271,7 @@ async def test_sagas_go_on_over_a_server_that_is(own_server: PostgresServer, how
 
 
 @pytest.mark.slow
+@pytest.mark.proves("partition", store="postgres", faults=1)
 async def test_rule_12_a_worker_cut_off_by_a_partition_acts_no_more_and_others_go_on(
     direct: Storage, postgres_url: str, proxy: FaultProxy
 ) -> None:

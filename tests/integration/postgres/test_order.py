@@ -157,6 +157,7 @@ def compare(
 
 @pytest.mark.parametrize("folds", [False, True], ids=["plain", "inline"])
 @pytest.mark.parametrize(("writers", "processes"), [(16, 1), (64, 1), (16, 4), (64, 4)])
+@pytest.mark.proves("no-gap", store="postgres")
 async def test_a_reader_at_the_tail_misses_nothing(
     postgres_url: str, writers: int, processes: int, folds: bool
 ) -> None:

@@ -36,6 +36,7 @@ def network(rng: random.Random) -> Iterator[tuple[PostgresServer, Host, Host]]:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.proves("partition", store="postgres")
 async def test_rule_12_a_worker_that_is_cut_off_stops_its_sagas_and_works_again_when_it_is_not(
     network: tuple[PostgresServer, Host, Host], tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ async def life_of(storage: Storage, pid: int, wanted: int) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.proves("partition", store="postgres")
 async def test_sagas_go_on_over_partitions_at_any_moment(
     network: tuple[PostgresServer, Host, Host], tmp_path: Path, rng: random.Random
 ) -> None:

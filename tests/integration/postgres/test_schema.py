@@ -120,6 +120,7 @@ def second(script: str) -> list[Migration]:
 
 
 @pytest.mark.parametrize("how", ["fails", "is killed"])
+@pytest.mark.proves("migration", store="postgres", faults=1)
 async def test_a_migration_that_breaks_off_is_undone_and_made_again(
     postgres: str, schema: str, connection: Any, how: str
 ) -> None:
@@ -135,6 +136,7 @@ async def test_a_migration_that_breaks_off_is_undone_and_made_again(
     assert await connection.fetchval(in_schema("SELECT n FROM ewe.more", schema)) == 1
 
 
+@pytest.mark.proves("migration", store="postgres", faults=1)
 async def test_of_two_that_migrate_one_is_ended_from_outside_and_the_other_does_it(
     postgres: str, schema: str, connection: Any
 ) -> None:

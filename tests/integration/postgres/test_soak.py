@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
+    from tests.guarantees.recording import Tally
+
 ROOT = Path(__file__).parents[3]
 LEASE = 1.0
 
@@ -144,13 +146,17 @@ async def check(engine: WorkflowEngine, cases: dict[str, str], states: dict[str,
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-async def test_a_short_soak(tmp_path: Path, rng: random.Random) -> None:
+@pytest.mark.proves("killed", "handed-over", "frozen", "database-killed", store="postgres")
+async def test_a_short_soak(tmp_path: Path, rng: random.Random, tally: Tally) -> None:
     with PostgresServer(settings={"fsync": "off"}) as server:
         await soak(server, tmp_path, rng, sagas=60, worker_kills=4, server_kills=2)
+    tally.count(runs=60, faults=7)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-async def test_a_long_soak(tmp_path: Path, rng: random.Random) -> None:
+@pytest.mark.proves("killed", "handed-over", "frozen", "database-killed", store="postgres")
+async def test_a_long_soak(tmp_path: Path, rng: random.Random, tally: Tally) -> None:
     with PostgresServer(settings={"fsync": "off"}) as server:
         await soak(server, tmp_path, rng, sagas=4000, worker_kills=200, server_kills=200)
+    tally.count(runs=4000, faults=450)

@@ -59,6 +59,7 @@ async def holder(postgres_url: str) -> AsyncIterator[Holder]:
         await connection.close()
 
 
+@pytest.mark.proves("store-errors", store="postgres", faults=1)
 async def test_a_batch_that_times_out_is_given_up_soon_and_none_of_it_has_landed(
     postgres_url: str, holder: Holder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -80,6 +81,7 @@ async def test_a_batch_that_times_out_is_given_up_soon_and_none_of_it_has_landed
         assert len(await storage.read_log(limit=1000)) == 1 + len(units)
 
 
+@pytest.mark.proves("doubt", store="postgres", faults=1)
 async def test_of_a_batch_in_doubt_none_is_given_up(postgres_url: str, holder: Holder) -> None:
     """It has landed, and its first look-ups are stopped: they are told that they are in doubt, the others the truth."""
     parts = urlsplit(postgres_url)
@@ -129,6 +131,7 @@ class Noted:
     n: int
 
 
+@pytest.mark.proves("store-errors", store="postgres", faults=1)
 async def test_a_deadlock_with_a_users_transaction_is_tried_again(
     postgres_url: str, holder: Holder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,6 +174,7 @@ async def test_a_deadlock_with_a_users_transaction_is_tried_again(
     assert "end those that hang, then try again" in caplog.text
 
 
+@pytest.mark.proves("store-errors", store="postgres", faults=1)
 async def test_a_server_without_connections_is_waited_for_and_told_of() -> None:
     """All are taken, those of the store too; when some are free its sagas go on."""
     done: list[str] = []

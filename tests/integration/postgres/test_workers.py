@@ -105,6 +105,7 @@ async def left(engine: WorkflowEngine) -> set[int]:
     return {result["leave"] for result in results}
 
 
+@pytest.mark.proves("handed-over", store="postgres", faults=1)
 async def test_rule_12_a_killed_workers_sagas_go_on_elsewhere_within_its_lease(place: Place) -> None:
     with place.worker(SAGAS) as first, place.worker() as second:
         await heard(first, "waiting", SAGAS)
@@ -120,6 +121,7 @@ async def test_rule_12_a_killed_workers_sagas_go_on_elsewhere_within_its_lease(p
     assert sorted(place.notes("arrived")) == [(f"g-{n}", first.pid) for n in range(SAGAS)], "done once is done"
 
 
+@pytest.mark.proves("frozen", store="postgres", faults=1)
 async def test_rule_12_a_stopped_worker_loses_its_sagas_and_does_not_act_when_it_comes_back(place: Place) -> None:
     """Longer than its lease it stands still; then its gate is open, but the sagas are others'."""
     with place.worker(SAGAS) as zombie, place.worker() as second:
@@ -210,6 +212,7 @@ async def test_a_saga_started_where_no_worker_is_runs_where_one_is(place: Place)
                 assert (await engine.execute(quick, id=f"q-{n}"))["whoami"] == worker.pid
 
 
+@pytest.mark.proves("handed-over", store="postgres", faults=1)
 async def test_a_slot_of_a_schedule_that_a_dead_worker_had_begun_is_run_by_one_that_lives(place: Place) -> None:
     ran = asyncio.Event()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from tests.guarantees.recording import Tally
     from tests.integration.projections.kit import Dropped
 
 
@@ -59,8 +60,9 @@ def whole_state(events: Sequence[Added | Dropped | Noise], last: str, parked: in
 
 
 @pytest.mark.parametrize("when", ["before", "within", "behind"])
+@pytest.mark.proves("projected-once", store="sqlite")
 def test_a_worker_killed_at_any_durable_operation_leaves_each_event_projected_once(
-    factory: WorkerFactory, tmp_path: Path, when: str
+    factory: WorkerFactory, tmp_path: Path, when: str, tally: Tally
 ) -> None:
     events = [one for part in BATCHES.values() for batch in part for one in batch]
     wanted = whole_state(events, "keeping up 2 1", parked=2)
@@ -77,10 +79,12 @@ def test_a_worker_killed_at_any_durable_operation_leaves_each_event_projected_on
         assert code == 0
         ended.pop("counts")
         assert ended == wanted, f"killed {when} operation {at}"
+    tally.count(runs=at, faults=at - 1)
     # Group commit may make one run's last operations fewer than another's.
     assert at - 1 >= last - 2
 
 
+@pytest.mark.proves("projected-once", store="sqlite-shared", faults=1)
 def test_a_second_worker_takes_over_when_the_owner_is_killed_and_each_event_is_projected_once(
     factory: WorkerFactory, second_factory: WorkerFactory, tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from event_workflow_engine import WorkflowEngine
 if TYPE_CHECKING:
     import random
 
+    from tests.guarantees.recording import Tally
+
 ROOT = Path(__file__).parents[3]
 KILLS = 5
 
@@ -44,12 +46,14 @@ async def kill(worker: asyncio.subprocess.Process, after: int) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_projections_are_exact_over_kills(tmp_path: Path, rng: random.Random, workers: int) -> None:
+@pytest.mark.proves("projected-once", store="sqlite-shared")
+async def test_projections_are_exact_over_kills(tmp_path: Path, rng: random.Random, workers: int, tally: Tally) -> None:
     url, acknowledged = f"sqlite:///{tmp_path}/killed.db", 0
     for _ in range(KILLS):
         running = [await start(url, rng.randrange(2**32)) for _ in range(workers)]
         for worker in running:
             acknowledged += await kill(worker, rng.randrange(1, 150))
+    tally.count(runs=1, faults=KILLS * workers)
     behind, within, lines = sums("behind"), sums("within", "inline"), book()
     engine = WorkflowEngine(url)
     engine.projections.register(behind, within, lines)

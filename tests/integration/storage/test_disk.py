@@ -22,12 +22,16 @@ from event_workflow_engine.storage.sql_files import Migration
 from event_workflow_engine.storage.sqlite import SqliteStorage, checkpoints
 from event_workflow_engine.storage.sqlite.connection import connect, open_writer, use_wal
 from event_workflow_engine.storage.sqlite.migrate import MIGRATIONS, migrate
-from event_workflow_engine.testing.disk import FaultyDisk, Operation
+from event_workflow_engine.testing.disk import FaultyDisk
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.guarantees.recording import Tally
+
+    from event_workflow_engine.testing.disk import Operation
 
 STREAMS = ("a", "b", "c")
 NEVER = 10**9
@@ -117,26 +121,38 @@ def no_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "MANY_FRAMES", NEVER)
 
 
-async def test_what_was_acknowledged_is_on_disk_when_the_power_goes(tmp_path: Path, rng: random.Random) -> None:
+@pytest.mark.proves("power", store="sqlite")
+async def test_what_was_acknowledged_is_on_disk_when_the_power_goes(
+    tmp_path: Path, rng: random.Random, tally: Tally
+) -> None:
     losses = await play(tmp_path / "a", rng, rounds=40, apart=60)
     assert len(losses.left) > 2
+    tally.count(runs=1, faults=len(losses.left))
     for path, acknowledged in losses.left:
         await check(path, acknowledged)
 
 
 @pytest.mark.usefixtures("no_checkpoints")
-async def test_each_commit_is_on_disk_before_it_is_acknowledged(tmp_path: Path, rng: random.Random) -> None:
+@pytest.mark.proves("power", store="sqlite")
+async def test_each_commit_is_on_disk_before_it_is_acknowledged(
+    tmp_path: Path, rng: random.Random, tally: Tally
+) -> None:
     losses = await play(tmp_path / "a", rng, rounds=40, apart=60, keep=0)
     assert len(losses.left) > 2
+    tally.count(runs=1, faults=len(losses.left))
     for path, acknowledged in losses.left:
         await check(path, acknowledged)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-async def test_what_was_acknowledged_is_on_disk_whenever_the_power_goes(tmp_path: Path, rng: random.Random) -> None:
+@pytest.mark.proves("power", store="sqlite")
+async def test_what_was_acknowledged_is_on_disk_whenever_the_power_goes(
+    tmp_path: Path, rng: random.Random, tally: Tally
+) -> None:
     for turn in range(20):
         losses = await play(tmp_path / str(turn), rng, rounds=200, apart=6)
+        tally.count(runs=1, faults=len(losses.left))
         for path, acknowledged in losses.left:
             await check(path, acknowledged)
 
@@ -164,7 +180,9 @@ async def test_a_store_that_does_not_sync_each_commit_is_seen_to_lose_some(
 # -- the N-th operation fails --------------------------------------------------------------------------------------------
 
 FULL = sqlite3.SQLITE_FULL
-FAULTS: list[tuple[Operation, int | None]] = [
+SYNC = pytest.mark.proves("sync-fails", store="sqlite")
+ROOM = pytest.mark.proves("disk-full", store="sqlite")
+FAULTS = [
     ("sync", None), ("write", None), ("write", FULL), ("truncate", None), ("create", None), ("delete", None),
 ]  # fmt: skip
 
@@ -241,8 +259,14 @@ class Faulty:
 
 
 async def fail_everywhere(
-    folder: Path, rng: random.Random, caplog: pytest.LogCaptureFixture, whole: bool, some: int, fault: dict[str, Any]
-) -> int:
+    folder: Path,
+    rng: random.Random,
+    caplog: pytest.LogCaptureFixture,
+    whole: bool,
+    some: int,
+    fault: dict[str, Any],
+    tally: Tally,
+) -> None:
     def told() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -257,12 +281,16 @@ async def fail_everywhere(
     # A checkpoint more or less is a matter of timing.
     failed = [at for at in chosen if (await play(at))[0]]
     assert len(failed) >= len(chosen) - 2
-    return len(failed)
+    tally.count(runs=1 + len(chosen), faults=len(failed))
 
 
 @pytest.mark.parametrize(
     ("operation", "code", "times", "whole"),
-    [("sync", None, 1, False), ("sync", None, math.inf, True), ("write", FULL, 1, False)],
+    [
+        pytest.param("sync", None, 1, False, marks=SYNC),
+        pytest.param("sync", None, math.inf, True, marks=SYNC),
+        pytest.param("write", FULL, 1, False, marks=ROOM),
+    ],
 )
 async def test_an_operation_fails(
     tmp_path: Path,
@@ -272,15 +300,20 @@ async def test_an_operation_fails(
     operation: Operation,
     code: int | None,
     times: float,
+    tally: Tally,
 ) -> None:
-    await fail_everywhere(tmp_path, rng, caplog, whole, 2, {"operation": operation, "code": code, "times": times})
+    await fail_everywhere(
+        tmp_path, rng, caplog, whole, 2, {"operation": operation, "code": code, "times": times}, tally
+    )
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("whole", [False, True], ids=["at work", "from opening to closing"])
 @pytest.mark.parametrize("times", [1, 3, math.inf])
-@pytest.mark.parametrize(("operation", "code"), FAULTS)
+@pytest.mark.parametrize(
+    ("operation", "code"), [pytest.param(*fault, marks=ROOM if fault[1] else SYNC) for fault in FAULTS]
+)
 async def test_any_operation_fails(
     tmp_path: Path,
     rng: random.Random,
@@ -289,15 +322,19 @@ async def test_any_operation_fails(
     operation: Operation,
     code: int | None,
     times: float,
+    tally: Tally,
 ) -> None:
-    await fail_everywhere(tmp_path, rng, caplog, whole, NEVER, {"operation": operation, "code": code, "times": times})
+    await fail_everywhere(
+        tmp_path, rng, caplog, whole, NEVER, {"operation": operation, "code": code, "times": times}, tally
+    )
 
 
 # -- who comes after a process that was killed before it had synced ------------------------------------------------------
 
 
+@pytest.mark.proves("power", store="sqlite")
 async def test_what_the_last_process_had_not_synced_is_on_disk_before_it_is_acknowledged(
-    tmp_path: Path, rng: random.Random
+    tmp_path: Path, rng: random.Random, tally: Tally
 ) -> None:
     """The next process finds a whole commit in the log. Its writer is killed, and the disk has nothing of it."""
     killed: list[Path] = []
@@ -327,12 +364,14 @@ async def test_what_the_last_process_had_not_synced_is_on_disk_before_it_is_ackn
                 await storage.write(step("a", 1))
                 assert await storage.outcome("a 1") is not None
         await check(left, acknowledged)
+    tally.count(runs=1, faults=len(killed))
     assert 0 < found < len(killed)
 
 
 # -- a disk that hangs ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("disk-hangs", store="sqlite", faults=1)
 async def test_while_the_disk_hangs_reads_answer_and_callers_may_leave(tmp_path: Path, rng: random.Random) -> None:
     with FaultyDisk(tmp_path / "a.db", rng) as disk:
         async with SqliteStorage(disk.path) as storage:
@@ -365,6 +404,7 @@ async def test_while_the_disk_hangs_reads_answer_and_callers_may_leave(tmp_path:
     await check(left_by, acknowledged)
 
 
+@pytest.mark.proves("disk-hangs", store="sqlite", faults=1)
 async def test_a_saga_waits_for_a_disk_that_hangs(tmp_path: Path, rng: random.Random) -> None:
     ran: list[str] = []
 
@@ -434,11 +474,19 @@ async def cut_migrations(folder: Path, rng: random.Random, some: int) -> int:
     return cuts
 
 
-async def test_a_migration_that_was_cut_short_is_done_again(tmp_path: Path, rng: random.Random) -> None:
-    assert await cut_migrations(tmp_path, rng, some=3) > 3
+@pytest.mark.proves("migration", store="sqlite")
+async def test_a_migration_that_was_cut_short_is_done_again(tmp_path: Path, rng: random.Random, tally: Tally) -> None:
+    cuts = await cut_migrations(tmp_path, rng, some=3)
+    tally.count(runs=2, faults=cuts)
+    assert cuts > 3
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-async def test_a_migration_that_was_cut_short_anywhere_is_done_again(tmp_path: Path, rng: random.Random) -> None:
-    assert await cut_migrations(tmp_path, rng, some=NEVER) > 100
+@pytest.mark.proves("migration", store="sqlite")
+async def test_a_migration_that_was_cut_short_anywhere_is_done_again(
+    tmp_path: Path, rng: random.Random, tally: Tally
+) -> None:
+    cuts = await cut_migrations(tmp_path, rng, some=NEVER)
+    tally.count(runs=2, faults=cuts)
+    assert cuts > 100

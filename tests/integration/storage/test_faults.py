@@ -16,6 +16,8 @@ from event_workflow_engine.storage.sqlite import SqliteStorage
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.guarantees.recording import Tally
+
     from event_workflow_engine.storage.port import SqlSession
 
 
@@ -75,7 +77,8 @@ async def make(path: Path, fault: Fault) -> SqliteStorage:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_every_statement_fails_once(tmp_path: Path, after: bool) -> None:
+@pytest.mark.proves("store-errors", "doubt", store="sqlite")
+async def test_every_statement_fails_once(tmp_path: Path, after: bool, tally: Tally) -> None:
     seen: set[str] = set()
     for number in range(1, 200):
         fault = Fault()
@@ -106,6 +109,7 @@ async def test_every_statement_fails_once(tmp_path: Path, after: bool) -> None:
         assert sorted(told) == sorted(acknowledged)
         await storage.__aexit__(None, None, None)
         if not fault.failed_at:
+            tally.count(runs=number, faults=number - 1)
             break
         seen.add(fault.failed_at.split()[0])
     else:
@@ -128,6 +132,7 @@ async def attempt(storage: SqliteStorage, units: list[Unit], acknowledged: dict[
 
 
 @pytest.mark.parametrize("text", ["COMMIT", "INSERT INTO events", "BEGIN"])
+@pytest.mark.proves("store-errors", store="sqlite", faults=1)
 async def test_a_disk_that_fails_for_good_and_comes_back(tmp_path: Path, text: str) -> None:
     fault = Fault()
     storage = await make(tmp_path / "a.db", fault)
@@ -143,6 +148,7 @@ async def test_a_disk_that_fails_for_good_and_comes_back(tmp_path: Path, text: s
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.proves("doubt", store="sqlite", faults=1)
 async def test_a_commit_in_doubt_of_exclusive_work(tmp_path: Path, after: bool) -> None:
     fault = Fault()
     storage = await make(tmp_path / "a.db", fault)
@@ -166,6 +172,7 @@ async def test_a_commit_in_doubt_of_exclusive_work(tmp_path: Path, after: bool) 
     await storage.__aexit__(None, None, None)
 
 
+@pytest.mark.proves("store-errors", store="sqlite", faults=3)
 async def test_a_claim_that_fails_changes_nothing(tmp_path: Path) -> None:
     fault = Fault()
     storage = await make(tmp_path / "a.db", fault)

@@ -178,6 +178,7 @@ def limited(pages: int) -> Callable[[str], sqlite3.Connection]:
     return connecting(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}"))
 
 
+@pytest.mark.proves("disk-full", store="sqlite")
 async def test_a_full_disk_fails_what_does_not_fit_and_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     async with SqliteStorage(path, connect=limited(80)) as storage:
@@ -200,6 +201,7 @@ async def test_a_full_disk_fails_what_does_not_fit_and_loses_nothing(tmp_path: P
         assert {record.id for record in await storage.read_log()} == {one.id for one in both}
 
 
+@pytest.mark.proves("disk-full", store="sqlite")
 async def test_no_room_for_the_schema(tmp_path: Path) -> None:
     with pytest.raises(StorageUnavailableError, match="no room"):
         async with SqliteStorage(tmp_path / "a.db", connect=limited(3)):

@@ -61,6 +61,7 @@ async def check_log(path: Path, acknowledged: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.proves("one-winner", store="sqlite-shared")
 async def test_processes_that_contend_for_the_same_streams(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     processes = [await start(path, "contend", f"w{n}", 60) for n in range(4)]
@@ -71,6 +72,7 @@ async def test_processes_that_contend_for_the_same_streams(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.proves("killed", store="sqlite-shared", faults=18)
 async def test_what_was_acknowledged_survives_kills(tmp_path: Path, rng: random.Random) -> None:
     path = tmp_path / "a.db"
     acknowledged: list[str] = []
@@ -132,6 +134,7 @@ async def test_a_commit_of_another_process_rings_the_bell(tmp_path: Path) -> Non
         remove()
 
 
+@pytest.mark.proves("one-winner", store="sqlite-shared")
 async def test_claims_of_several_processes_share_the_sagas(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     async with SqliteStorage(path) as storage:

@@ -1,0 +1,109 @@
+"""The page of guarantees, from what tests did."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from tests.guarantees.matrix import ROWS, STORES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from tests.guarantees.matrix import Row
+
+    Entry = dict[str, Any]
+
+INTRODUCTION = """\
+# What is guaranteed, and how it was tried
+
+<!-- Written by `make guarantees` from the runs in guarantees.json. Do not edit: run it again. -->
+
+A promise is worth what it has borne. Each row of the first table is a promise and a fault that it has to bear; each cell says what
+tests have done to it on one kind of store, in the runs that this page was made of:
+
+- **held** in so many runs: whole plays from beginning to end, and the faults that were injected in them: processes killed, operations
+  failed, connections cut, power lost.
+- **broken**: some run failed. It is not hidden here.
+- **not tested**: no test tries this fault on this store. It may well hold; nobody has shown it.
+- **–**: there is nothing to try, for a reason that stands below the row's own heading.
+
+Faults are real wherever they can be: processes are ended with SIGKILL, servers are restarted, connections are cut by a proxy. A power
+loss is simulated below SQLite itself: only what was synced is kept, and of the rest an arbitrary part, torn between sectors. The last
+column is a cluster in simulated time, where a seed decides when workers are killed, frozen or cut off, answers are lost or late, and
+clocks are set.
+"""
+
+
+def page(data: dict[str, Any]) -> str:
+    """The whole page."""
+    cells: dict[tuple[str, str], list[tuple[str, Entry]]] = defaultdict(list)
+    for nodeid, entry in data["tests"].items():
+        for row, store in entry["cells"]:
+            cells[row, store].append((nodeid, entry))
+    made = ", ".join(f"{name} {version}" for name, version in data["made_with"].items())
+    lines = [INTRODUCTION, f"The last of the runs was made with {made}.", ""]
+    lines += [_line(["Fault", "Promise", *STORES.values()]), _line(["---"] * (2 + len(STORES)))]
+    for name, row in ROWS.items():
+        summed = [_cell(row, store, [entry for _, entry in cells[name, store]]) for store in STORES]
+        lines.append(_line([f"[{row.fault}](#{name})", row.promise, *summed]))
+    for name, row in ROWS.items():
+        lines += ["", *_section(name, row, {store: cells[name, store] for store in STORES})]
+    return "\n".join(lines) + "\n"
+
+
+def _line(columns: Iterable[str]) -> str:
+    return f"| {' | '.join(columns)} |"
+
+
+def _cell(row: Row, store: str, entries: list[Entry]) -> str:
+    if not entries:
+        return "–" if store in row.apart else "not tested"
+    failed = sum(not entry["passed"] for entry in entries)
+    result = f"**broken** in {failed} of {len(entries)} tests" if failed else "**held**"
+    return f"{result}: {_counts(entries)}"
+
+
+def _counts(entries: list[Entry]) -> str:
+    counted = [(sum(entry[what] for entry in entries), what) for what in ("runs", "faults", "seeds")]
+    return ", ".join(f"{n:,} {what if n != 1 else what[:-1]}" for n, what in counted if n)
+
+
+def _section(name: str, row: Row, tried: dict[str, list[tuple[str, Entry]]]) -> Iterator[str]:
+    yield f"## {row.fault} {{#{name}}}"
+    yield ""
+    yield f"{row.promise}."
+    for store, why in row.apart.items():
+        yield ""
+        yield f"{STORES[store]}: nothing to try, for {why}."
+    rows = [line for store, tests in tried.items() for line in _tests(store, tests)]
+    if rows:
+        yield ""
+        yield _line(["Store", "Test", "Did", "Result", "Again"])
+        yield _line(["---"] * 5)
+        yield from rows
+    missing = [STORES[store] for store, tests in tried.items() if not tests and store not in row.apart]
+    if missing:
+        yield ""
+        yield f"Not tested: {'; '.join(missing)}."
+
+
+def _tests(store: str, tests: list[tuple[str, Entry]]) -> Iterator[str]:
+    functions: dict[str, list[Entry]] = defaultdict(list)
+    for nodeid, entry in tests:
+        functions[nodeid.partition("[")[0]].append(entry)
+    for function, entries in functions.items():
+        file, _, test = function.partition("::")
+        failed = sum(not entry["passed"] for entry in entries)
+        result = f"**broken** in {failed} of {len(entries)}" if failed else "held"
+        target = "test-long" if entries[0]["long"] else "test"
+        command = f'`make {target} SEED={entries[0]["seed"]} ARGS="{function}"`'
+        yield _line(
+            [
+                STORES[store],
+                f"{test.removeprefix('test_').replace('_', ' ')} (`{file}`)",
+                _counts(entries),
+                result,
+                command,
+            ]
+        )
