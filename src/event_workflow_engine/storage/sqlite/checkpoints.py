@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -94,13 +95,16 @@ def settle(connection: sqlite3.Connection, path: str) -> None:
     Raises:
         sqlite3.Error: The disk fails.
     """
-    log = Path(f"{path}-wal")
+    log = Path(f"{os.path.realpath(path)}-wal")
     if not log.exists() or not log.stat().st_size:
         return
     (patience,) = connection.execute("PRAGMA busy_timeout").fetchone()
     connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS:d}")
     try:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {patience:d}")
         # Writes a page although nothing changes.
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         connection.execute(f"PRAGMA user_version = {version:d}")
@@ -108,5 +112,3 @@ def settle(connection: sqlite3.Connection, path: str) -> None:
         # A full disk is no reason not to open: what there was to sync was synced before room was wanted.
         if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
             raise
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {patience:d}")
