@@ -113,8 +113,14 @@ def write(to: Path, ran: dict[str, dict[str, Any]]) -> None:
     again = {function_of(nodeid) for nodeid in ran}
     kept = {nodeid: entry for nodeid, entry in before.items() if function_of(nodeid) not in again and is_there(nodeid)}
     data = {"made_with": made_with(), "tests": dict(sorted({**kept, **ran}.items()))}
-    data_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    data_file.write_text(as_text(data), encoding="utf-8")
     to.write_text(page(data), encoding="utf-8")
+
+
+def as_text(data: dict[str, Any]) -> str:
+    """A line for each test, so that a change is seen for what it is."""
+    tests = ",\n".join(f"  {json.dumps(nodeid)}: {json.dumps(entry)}" for nodeid, entry in data["tests"].items())
+    return f'{{\n "made_with": {json.dumps(data["made_with"])},\n "tests": {{\n{tests}\n }}\n}}\n'
 
 
 def function_of(nodeid: str) -> str:

@@ -89,7 +89,7 @@ class FaultyDisk:
             user was killed before it had synced them. Default: the disk has what they show.
 
     Raises:
-        UnreachableSqliteError: This interpreter's SQLite hides its functions.
+        StorageUnavailableError: This interpreter's SQLite hides its functions.
 
     Example:
         >>> import random, sqlite3, tempfile

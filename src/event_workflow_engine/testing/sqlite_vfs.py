@@ -7,6 +7,7 @@ of each file that it opens.
 
 from __future__ import annotations
 
+import _sqlite3
 import ctypes as c
 import os
 import sqlite3
@@ -15,10 +16,12 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from event_workflow_engine.errors import StorageUnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Files", "UnreachableSqliteError", "Vfs"]
+__all__ = ["Files", "Vfs"]
 
 _OPEN_CREATE: Final = 0x4
 _OPEN_SYNCS_FOLDER: Final = 0x800 | 0x4000 | 0x80000  # a new rollback journal, super-journal or write-ahead log
@@ -26,10 +29,6 @@ _IOERR: Final = 10
 _names = count(1)
 _kept: list[object] = []
 """Tables that C may still point to: a connection can outlive the VFS that it was opened with."""
-
-
-class UnreachableSqliteError(RuntimeError):
-    """The SQLite of this interpreter cannot be reached from Python, so no VFS can be put into it."""
 
 
 class Files(Protocol):
@@ -128,14 +127,14 @@ class Vfs:
         """Have SQLite open files by this VFS.
 
         Raises:
-            UnreachableSqliteError: The library that was found is not the one that `sqlite3` calls.
+            StorageUnavailableError: The library that was found is not the one that `sqlite3` calls.
         """
         self._library.sqlite3_vfs_register(c.byref(self._methods), 1)
         try:
             sqlite3.connect(f"file::memory:?vfs={self.name.decode()}", uri=True).close()
         except sqlite3.Error as error:
             self.remove()
-            raise UnreachableSqliteError(_UNREACHABLE) from error
+            raise StorageUnavailableError(_UNREACHABLE) from error
 
     def remove(self) -> None:
         """Have SQLite open files by its own VFS again. Files that are open stay with this one."""
@@ -223,8 +222,6 @@ _UNREACHABLE: Final = (
 
 
 def _candidates() -> Iterator[str | None]:
-    import _sqlite3  # noqa: PLC0415 - only who wants a VFS cares where the module is
-
     file = getattr(_sqlite3, "__file__", None)
     if file is not None:
         yield file  # a look for a name goes on in the libraries that this one is linked to
@@ -245,4 +242,4 @@ def _library() -> c.CDLL:
             continue
         else:
             return library
-    raise UnreachableSqliteError(_UNREACHABLE)
+    raise StorageUnavailableError(_UNREACHABLE)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from event_workflow_engine.errors import StorageUnavailableError
 from event_workflow_engine.testing import sqlite_vfs
 from event_workflow_engine.testing.disk import FaultyDisk
-from event_workflow_engine.testing.sqlite_vfs import UnreachableSqliteError, Vfs
+from event_workflow_engine.testing.sqlite_vfs import Vfs
 
 if TYPE_CHECKING:
     import random
@@ -185,5 +186,5 @@ def test_an_interpreter_that_hides_its_sqlite_says_so(
     disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sqlite_vfs, "_candidates", lambda: iter([str(tmp_path / "none.so")]))
-    with pytest.raises(UnreachableSqliteError, match="linked to a shared SQLite"):
+    with pytest.raises(StorageUnavailableError, match="linked to a shared SQLite"):
         Vfs(disk)
