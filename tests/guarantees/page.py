@@ -22,8 +22,8 @@ INTRODUCTION = """\
 A promise is worth what it has borne. Each row of the first table is a promise and a fault that it has to bear; each cell says what
 tests have done to it on one kind of store, in the runs that this page was made of:
 
-- **held** in so many runs: whole plays from beginning to end, and the faults that were injected in them: processes killed, operations
-  failed, connections cut, power lost.
+- **held** in so many runs: whole plays from beginning to end, and the faults that were injected in them, of whatever kind: processes
+  killed, operations failed, connections cut, power lost. A run that proves several promises counts for each of them.
 - **broken**: some run failed. It is not hidden here.
 - **not tested**: no test tries this fault on this store. It may well hold; nobody has shown it.
 - **–**: there is nothing to try, for a reason that stands below the row's own heading.
