@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import queue
 import sqlite3
 import statistics
@@ -19,9 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from event_workflow_engine._measuring.disk import fsync
+from event_workflow_engine._measuring.timing import in_turn, side_by_side
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from event_workflow_engine._measuring.timing import Taken
+
+__all__ = ["fsync"]
+"""What is measured here and made elsewhere."""
 
 PAYLOAD = json.dumps({"order": "o-000001", "sku": "lamp", "cents": 1299, "note": "x" * 240}).encode()
 """About 300 bytes, the size of a small event."""
@@ -38,33 +45,19 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def fsync(folder: Path, *, seconds: float = 0.5) -> dict[str, float]:
-    """4 KiB written behind the last and forced to disk, one after another."""
-    figures = {}
-    for name, force in (("fsync_per_s", os.fsync), ("fdatasync_per_s", os.fdatasync)):
-        descriptor = os.open(folder / name, os.O_CREAT | os.O_WRONLY)
-        block, count, begun = os.urandom(4096), 0, perf_counter()
-        while (elapsed := perf_counter() - begun) < seconds:
-            os.write(descriptor, block)
-            force(descriptor)
-            count += 1
-        os.close(descriptor)
-        figures[name] = count / elapsed
-    return figures
-
-
 def one_row_commits(folder: Path, *, seconds: float = 1.0) -> dict[str, float]:
     """One row a transaction, from one thread: what a sequence of durable steps can reach without an engine."""
     connection = _connect(folder / "limit.db")
     connection.execute(TABLE)
-    count, begun = 0, perf_counter()
-    while (elapsed := perf_counter() - begun) < seconds:
+
+    async def commit(n: int) -> None:
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute(INSERT, ("s", count, PAYLOAD))
+        connection.execute(INSERT, ("s", n, PAYLOAD))
         connection.execute("COMMIT")
-        count += 1
+
+    taken = asyncio.run(in_turn(commit, seconds=seconds))
     connection.close()
-    return {"commits_per_s": count / elapsed}
+    return {"commits_per_s": taken.per_s}
 
 
 class BareCommitter:
@@ -127,20 +120,19 @@ def group_commit(
 ) -> dict[str, float]:
     """Tasks that each write a few rows, one after another, all sharing transactions: the limit for concurrent sagas."""
 
-    async def client(committer: BareCommitter, name: str) -> None:
-        for version in range(writes):
-            await committer.write(name, version, PAYLOAD)
-
     async def main() -> float:
         committer = BareCommitter(folder / "limit.db", rows_a_statement=rows_a_statement)
-        rates = []
-        await asyncio.gather(*(client(committer, f"warm-{n}") for n in range(min(clients, 50))))
-        for turn in range(rounds):
-            begun = perf_counter()
-            async with asyncio.TaskGroup() as tasks:
-                for n in range(clients):
-                    tasks.create_task(client(committer, f"s-{turn}-{n}"))
-            rates.append(clients * writes / (perf_counter() - begun))
+
+        async def rate(turn: str, clients: int) -> float:
+            taken = await side_by_side(
+                lambda client, version: committer.write(f"{turn}-{client}", version, PAYLOAD),
+                callers=clients,
+                each=writes,
+            )
+            return taken.per_s
+
+        await rate("warm", min(clients, 50))
+        rates = [await rate(f"s-{turn}", clients) for turn in range(rounds)]
         committer.close()
         return statistics.median(rates)
 
@@ -150,19 +142,19 @@ def group_commit(
 def hop_latency(folder: Path, *, samples: int = 300, writes: int = 4) -> dict[str, float]:
     """Four rows, each committed before the next: the least a saga of three steps (start, and each step) can take."""
 
-    async def main() -> list[float]:
+    async def main() -> Taken:
         committer = BareCommitter(folder / "limit.db")
-        taken = []
-        for n in range(samples + 30):
-            begun = perf_counter()
+
+        async def rows(n: int) -> None:
             for version in range(writes):
                 await committer.write(f"s-{n}", version, PAYLOAD)
-            taken.append((perf_counter() - begun) * 1000)
-        committer.close()
-        return taken[30:]
 
-    taken = sorted(asyncio.run(main()))
-    return {"p50_ms": statistics.median(taken), "p99_ms": taken[int(len(taken) * 0.99)]}
+        taken = await in_turn(rows, count=samples, warm=30)
+        committer.close()
+        return taken
+
+    taken = asyncio.run(main())
+    return {"p50_ms": taken.ms(50), "p99_ms": taken.ms(99)}
 
 
 def asyncio_tasks(folder: Path, *, tasks: int = 50_000) -> dict[str, float]:

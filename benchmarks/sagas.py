@@ -21,14 +21,11 @@ from time import monotonic, perf_counter, time_ns
 from typing import Any
 
 from event_workflow_engine import EngineConfig, Saga, SagaStep, WorkflowEngine, saga, sleep, step
+from event_workflow_engine._measuring.timing import Taken, in_turn, side_by_side
+from event_workflow_engine._measuring.work import declared, work
 
 DAY = 86_400
 ROOT = Path(__file__).resolve().parent.parent
-
-
-async def work() -> int:
-    """The trivial step."""
-    return 1
 
 
 @saga("many")
@@ -38,11 +35,6 @@ async def many(steps: int) -> int:
     for _ in range(steps):
         total += await step(work)
     return total
-
-
-def declared(steps: int) -> Saga[Any, Any]:
-    """The same as a declaration."""
-    return Saga(f"declared-{steps}", [SagaStep(f"s{n}", work) for n in range(steps)], sequential=True)
 
 
 def engine_on(folder: Path, *, url: str = "", max_running: int = 1000) -> WorkflowEngine:
@@ -97,20 +89,16 @@ def concurrent(
 
     async def main() -> dict[str, float]:
         few = declared(steps)
-        rates = []
         async with engine_on(folder, url=url) as engine:
             engine.register(many, few)
 
-            async def run(count: int) -> None:
-                async with asyncio.TaskGroup() as tasks:
-                    for _ in range(count):
-                        tasks.create_task(engine.execute(many, steps) if form == "function" else engine.execute(few))
+            async def run(count: int) -> Taken:
+                if form == "function":
+                    return await side_by_side(lambda *_: engine.execute(many, steps), callers=count, each=1)
+                return await side_by_side(lambda *_: engine.execute(few), callers=count, each=1)
 
             await run(min(sagas, 50))
-            for _ in range(rounds):
-                begun = perf_counter()
-                await run(sagas)
-                rates.append(sagas / (perf_counter() - begun))
+            rates = [(await run(sagas)).per_s for _ in range(rounds)]
         rate = statistics.median(rates)
         return {"steps_per_s": rate * steps, "sagas_per_s": rate, "first_round_steps_per_s": rates[0] * steps}
 
@@ -120,19 +108,16 @@ def concurrent(
 def latency(folder: Path, *, form: str, samples: int = 500, steps: int = 3, url: str = "") -> dict[str, float]:
     """`execute` of sagas of three sequential steps, one after another."""
 
-    async def main() -> list[float]:
+    async def main() -> Taken:
         few = declared(steps)
-        taken = []
         async with engine_on(folder, url=url) as engine:
             engine.register(many, few)
-            for _ in range(samples + 50):
-                begun = perf_counter()
-                await (engine.execute(many, steps) if form == "function" else engine.execute(few))
-                taken.append((perf_counter() - begun) * 1000)
-        return sorted(taken[50:])
+            if form == "function":
+                return await in_turn(lambda _: engine.execute(many, steps), count=samples, warm=50)
+            return await in_turn(lambda _: engine.execute(few), count=samples, warm=50)
 
     taken = asyncio.run(main())
-    return {"p50_ms": statistics.median(taken), "p99_ms": taken[int(len(taken) * 0.99)], "max_ms": taken[-1]}
+    return {"p50_ms": taken.ms(50), "p99_ms": taken.ms(99), "max_ms": taken.ms(100)}
 
 
 class Interrupted:

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from event_workflow_engine import Aggregate, DocumentProjection, EventStore, WorkflowEngine, event
+from event_workflow_engine._measuring.timing import side_by_side
 from event_workflow_engine.storage import open_storage
 
 if TYPE_CHECKING:
@@ -71,21 +72,19 @@ def append(folder: Path, *, events: int = 30_000, writers: int = 100) -> dict[st
         async with open_storage(_url(folder)) as storage:
             store = EventStore(storage)
 
-            async def writer(stream: str, count: int, *, check: bool) -> None:
-                for version in range(count):
-                    deposited = Deposited(f"o-{version}", 5)
-                    await store.append(stream, deposited, expected_version=version if check else "any")
+            async def rate(label: str, each: int, *, check: bool) -> float:
+                taken = await side_by_side(
+                    lambda writer, n: store.append(
+                        f"account-{label}{writer}", Deposited(f"o-{n}", 5), expected_version=n if check else "any"
+                    ),
+                    callers=writers,
+                    each=each,
+                )
+                return taken.per_s
 
-            async def rate(label: str, *, check: bool) -> float:
-                begun = perf_counter()
-                async with asyncio.TaskGroup() as tasks:
-                    for n in range(writers):
-                        tasks.create_task(writer(f"account-{label}{n}", events // writers, check=check))
-                return events // writers * writers / (perf_counter() - begun)
-
-            await asyncio.gather(*(writer(f"warm-{n}", 10, check=True) for n in range(writers)))
-            figures["events_per_s"] = await rate("c", check=True)
-            figures["any_version_per_s"] = await rate("a", check=False)
+            await rate("warm", 10, check=True)
+            figures["events_per_s"] = await rate("c", events // writers, check=True)
+            figures["any_version_per_s"] = await rate("a", events // writers, check=False)
         return figures
 
     return asyncio.run(main())

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.storage.memory import MemoryStorage
 from event_workflow_engine.storage.sqlite import SqliteStorage
+from event_workflow_engine.storage.sqlite.scratch import SqliteScratch
 
 if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Storage
+    from event_workflow_engine.storage.scratch import Scratch
 
-__all__ = ["open_storage"]
+__all__ = ["open_storage", "scratch_beside"]
 
 _SUPPORTED: Final = (
     "sqlite:///relative.db, sqlite:////absolute/path.db, postgresql://user:password@host/database and memory://"
@@ -71,3 +73,24 @@ def _postgres(url: str, *, auto_upgrade: bool) -> Storage:
             "a PostgreSQL store needs asyncpg: pip install 'event-workflow-engine[postgres]'"
         ) from error
     return PostgresStorage(url, auto_upgrade=auto_upgrade)
+
+
+def scratch_beside(url: str) -> Scratch:
+    """A place for a store of its own on the disk, or in the database, of the store at `url`, which is not touched.
+
+    Args:
+        url: See `open_storage`. There need not be a store.
+
+    Raises:
+        DefinitionError: No backend takes such a URL, or the store is one in memory.
+    """
+    open_storage(url)  # says what is wrong with it
+    if url.startswith("memory:"):
+        raise DefinitionError(
+            f"{url}: a store in memory has no disk: name a sqlite:/// file or a postgresql:// database"
+        )
+    if url.startswith("sqlite:"):
+        return SqliteScratch(url.removeprefix("sqlite:///"))
+    from event_workflow_engine.storage.postgres.scratch import PostgresScratch  # noqa: PLC0415 - it needs an extra
+
+    return PostgresScratch(url)
