@@ -125,12 +125,14 @@ def started(url: str, *options: str, **more: Any) -> subprocess.Popen[str]:
     indirect=["url"],
 )
 def test_an_interrupted_one_ends_at_once_and_leaves_nothing(
-    url: str, seconds: str, at: str, signals: list[signal.Signals]
+    url: str, seconds: str, at: str, signals: list[signal.Signals], tmp_path: Path
 ) -> None:
     before = names(url)
     with started(url, "--seconds", seconds) as process:
         assert process.stderr is not None
         while process.stderr.readline() != f"measuring {at}\n":
+            assert process.poll() is None
+        while at == "the disk" and not any(path.stat().st_size for path in tmp_path.glob("*/fsync")):
             assert process.poll() is None
         assert names(url) != before
         for one in signals:
