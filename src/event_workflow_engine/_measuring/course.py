@@ -70,6 +70,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         callers: How many were at once, where several were.
         settings: Those of a server that say how durable a commit is.
         limits: What the disk, or the database, gives by itself.
+        commits_per_s: The bare commits again, each run of them: how steady the database was meanwhile.
         ours: What the library makes of it.
     """
 
@@ -79,6 +80,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     callers: int
     settings: dict[str, str]
     limits: list[Line]
+    commits_per_s: list[float]
     ours: list[Line]
 
 
@@ -132,7 +134,7 @@ def measure(
     pooled = Taken.of((one for taken in bare for one in taken.calls), sum(taken.elapsed for taken in bare))
     return Measurement(
         url=scratch.shown, backend=scratch.backend, seconds=seconds, callers=callers, settings=settings,
-        limits=[*limits, _line("commits", "commits", pooled)], ours=ours,
+        limits=[*limits, _line("commits", "commits", pooled)], commits_per_s=[taken.per_s for taken in bare], ours=ours,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ _SECONDS: Final = 2.0
 _QUICK: Final = 0.2
 _LONGEST: Final = 60.0
 _MOST: Final = 10_000
+_UNSTEADY: Final = 1.5
 _ENDINGS: Final = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -154,6 +155,12 @@ def _read(found: Measurement) -> Iterator[str]:
         f"A saga of {SHORT} steps is {SHORT + 1} commits one after another and takes {saga.p50_ms:.1f} ms, 1 of 100 "
         f"more than {saga.p99_ms:.1f} ms. The steps' own work comes on top: these do nothing."
     )
+    slowest, fastest = min(found.commits_per_s), max(found.commits_per_s)
+    if fastest > slowest * _UNSTEADY:
+        yield (
+            f"Meanwhile the bare commits moved between {_number(slowest)} and {_number(fastest)} a second: the machine "
+            "is busy, or its disk is shared. Measure again when it is calm, and longer (--seconds)."
+        )
     for name in ("fsync", "synchronous_commit"):
         if found.settings.get(name) == "off":
             yield f"{name} is off on this server: what it acknowledged may be lost, so these are no durable writes."

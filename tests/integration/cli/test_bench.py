@@ -79,6 +79,7 @@ def test_json_has_every_figure_and_its_limit_and_nothing_stays(url: str, capsys:
             assert line["p50_ms"] is line["p95_ms"] is line["p99_ms"] is None
         else:
             assert 0 < line["p50_ms"] <= line["p95_ms"] <= line["p99_ms"]
+    assert len(found["commits_per_s"]) == 4
     for line in found["ours"]:
         assert line["of_limit"] == pytest.approx(line["per_s"] / line["limit_per_s"])
     assert set(found["settings"]) == (set() if found["backend"] == "sqlite" else {"fsync", "synchronous_commit"})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
+import os
 import sqlite3
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -32,7 +31,7 @@ class SqliteScratch:
     def __init__(self, path: str) -> None:
         self._beside = Path(path).resolve().parent
         # It is named here and made later: what is to be removed is known however early its making is broken off.
-        self.folder = self._beside / f"ewe-scratch-{secrets.token_hex(6)}"
+        self.folder = self._beside / f"ewe-scratch-{os.urandom(6).hex()}"
         self.url = f"sqlite:///{self.folder / 'store.db'}"
         self.shown = f"sqlite:///{path}"
 
@@ -59,8 +58,7 @@ class SqliteScratch:
             StorageError: Something in it cannot be removed.
         """
         try:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
+            _remove(self.folder)
         except OSError as error:
             raise StorageUnavailableError(f"{self.folder} is left behind ({error}): remove it by hand") from error
 
@@ -83,3 +81,11 @@ class SqliteScratch:
                 yield commit
         except (sqlite3.Error, OSError) as error:
             raise storage_error(error, path) from error
+
+
+def _remove(folder: Path) -> None:
+    # As shutil.rmtree does, which every import of the library would have to load.
+    for below, _, files in os.walk(folder, topdown=False):
+        for file in files:
+            Path(below, file).unlink()
+        Path(below).rmdir()
