@@ -134,6 +134,7 @@ JOBS: dict[str, Job] = {
         _es("system", {"events": 500}),
     ),
     "memory": Job(Probe("sagas:memory", {}, {"sagas": 3000}, repeat=1)),
+    "import": Job(Probe("imports:core", {}, {"runs": 1}), Probe("imports:bare", {}, {"runs": 1})),
     **{
         f"pg-steps-{form}": Job(
             _pg("sequential", {"steps": 200}, form=form),
@@ -261,6 +262,15 @@ ROWS: tuple[Row, ...] = (
         peer_figure="events_per_s",
     ),
     Row(job="memory", work="100,000 sagas asleep on a timer", figure="mb", unit="MB", better="less", bar=60),
+    Row(
+        job="import",
+        work="core import",
+        figure="import_ms",
+        unit="ms",
+        better="less",
+        bar=150,
+        limit_figure="import_ms",
+    ),
     *(
         Row(
             job=f"pg-steps-{form}",

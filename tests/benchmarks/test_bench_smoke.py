@@ -17,7 +17,7 @@ from benchmarks.__main__ import main
 from benchmarks.plan import JOBS, LIMITS, ROWS, Row
 from benchmarks.runner import Figures, Measured
 
-from benchmarks import limits, postgres, report, sagas, store
+from benchmarks import imports, limits, postgres, report, sagas, store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -40,6 +40,8 @@ TINY = [
     (sagas.concurrent, {"form": "function", "sagas": 3, "steps": 2}),
     (sagas.latency, {"form": "declared", "samples": 3}),
     (sagas.latency, {"form": "function", "samples": 3}),
+    (imports.core, {"runs": 1}),
+    (imports.bare, {"runs": 1}),
     (store.append, {"events": 20, "writers": 4}),
     (store.load, {"events": 20, "rounds": 1}),
     (store.projection, {"events": 200, "keys": 4}),
@@ -110,7 +112,7 @@ def test_memory_waits_until_all_are_asleep(tmp_path: Path) -> None:
 
 
 def test_every_planned_call_names_a_measurement() -> None:
-    modules = {"limits": limits, "postgres": postgres, "sagas": sagas, "store": store}
+    modules = {"imports": imports, "limits": limits, "postgres": postgres, "sagas": sagas, "store": store}
     probes = [probe for job in JOBS.values() for probe in (job.ours, job.limit) if probe]
     for probe in (*probes, *LIMITS):
         module, _, function = probe.call.partition(":")
