@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from event_workflow_engine import history as h
-from event_workflow_engine.journal import Journal
+from event_workflow_engine.clock import seconds
+from event_workflow_engine.journal import DEADLINE, Journal
 from event_workflow_engine.outcomes import Outcome
 from event_workflow_engine.planner import (
     Dag,
@@ -67,6 +69,14 @@ def test_each_step_becomes_ready_once_and_only_behind_its_dependencies(after: di
     assert sorted(finished) == sorted(after)
 
 
+def test_steps_that_become_ready_together_start_in_the_order_of_their_definition() -> None:
+    ready = Ready(Dag({"last": ("root",), "root": (), "first": ("root",), "joined": ("last", "first"), "alone": ()}))
+    assert ready.first == ("root", "alone")
+    assert ready.succeeded("root") == ["last", "first"]
+    assert ready.succeeded("first") == []
+    assert ready.succeeded("last") == ["joined"]
+
+
 @given(graphs(), st.data())
 def test_rule_02_rollback_undoes_succeeded_and_unknown_and_not_failed(
     after: dict[str, tuple[str, ...]], data: st.DataObject
@@ -92,6 +102,28 @@ def test_rule_02_compensate_failed_undoes_failed_steps_too() -> None:
     journal = journal_of(h.StepStarted("a"), h.StepFailed("a", "E", "m"))
     plan = plan_rollback(journal, {"a": Spec(compensate_failed=True)}, None)
     assert [(entry.step, entry.outcome) for entry in plan.plan] == [("a", Outcome.FAILED)]
+
+
+def test_rule_02_a_function_is_rolled_back_by_what_its_journal_says() -> None:
+    plain, thorough = h.Undo("shop:refund"), h.Undo("shop:refund", compensate_failed=True)
+    journal = journal_of(
+        h.StepStarted("kept"), h.StepSucceeded("kept"),
+        h.StepStarted("paid", undo=plain), h.StepSucceeded("paid"),
+        h.StepStarted("refused", undo=plain), h.StepFailed("refused", "E", "m"),
+        h.StepStarted("half", undo=thorough), h.StepFailed("half", "E", "m"),
+        h.StepStarted("nothing"), h.StepFailed("nothing", "E", "m"),
+    )  # fmt: skip
+    rollback = plan_rollback(journal, {}, None)
+    assert rollback.plan == (
+        h.PlannedCompensation("half", Outcome.FAILED, (), thorough),
+        h.PlannedCompensation("paid", Outcome.SUCCEEDED, ("half",), plain),
+    )
+    assert rollback.skipped == ("kept",)
+
+
+def test_rule_02_a_step_of_a_declaration_is_undone_by_that_and_not_by_its_journal() -> None:
+    journal = journal_of(h.StepStarted("a", undo=h.Undo("shop:refund", compensate_failed=True)), h.StepSucceeded("a"))
+    assert plan_rollback(journal, {"a": Spec(compensation=None)}, None).skipped == ("a",)
 
 
 def test_rule_09_without_an_order_steps_are_undone_one_by_one_in_reverse_of_completion() -> None:
@@ -186,6 +218,42 @@ def test_a_saga_wakes_for_the_first_of_its_timers_retries_and_deadline() -> None
     assert earliest_wake(journal, ("t",)) == 200
     journal.apply(h.StepStarted("a", 2))
     assert earliest_wake(journal, ("t",)) == 300
+
+
+def test_a_saga_that_waits_for_nothing_has_no_time_to_wake() -> None:
+    journal = journal_of()
+    assert earliest_wake(journal, ("t",)) is None
+    journal.apply(h.TimerSet("t", 300))
+    assert earliest_wake(journal, ()) is None
+    assert earliest_wake(journal, ("t", "other")) == 300
+
+
+def test_a_saga_without_a_deadline_wakes_for_its_retry_alone() -> None:
+    journal = journal_of(h.StepStarted("a"), h.StepFailed("a", "E", "m", 1, 200))
+    assert earliest_wake(journal, ()) == 200
+
+
+@pytest.mark.parametrize("told", [h.TimerFired(DEADLINE), h.SagaFailed("E", "m")])
+def test_a_deadline_that_has_done_its_work_wakes_nobody(told: h.Fact) -> None:
+    journal = Journal("s-1")
+    journal.apply(h.SagaStarted("s", deadline=500))
+    journal.apply(told)
+    assert earliest_wake(journal, ()) is None
+    journal.apply(h.TimerSet("t", 900))
+    assert earliest_wake(journal, ("t",)) == 900
+
+
+@pytest.mark.parametrize("policy", [
+    RetryPolicy(attempts=3, delay=timedelta(seconds=2), factor=1.5, max_delay=timedelta(minutes=1), jitter=0.5),
+    RetryPolicy(attempts=1, delay=0, factor=1, max_delay=0, jitter=0),
+])  # fmt: skip
+def test_every_part_of_a_policy_survives_the_journal_as_plain_numbers(policy: RetryPolicy) -> None:
+    packed = pack_retry(policy)
+    assert all(type(value) in (int, float) for value in packed)
+    again = unpack_retry(packed, COMPENSATION_RETRY)
+    assert again.attempts == policy.attempts
+    assert (again.factor, again.jitter) == (policy.factor, policy.jitter)
+    assert (seconds(again.delay), seconds(again.max_delay)) == (seconds(policy.delay), seconds(policy.max_delay))
 
 
 def test_a_compensations_policy_survives_the_journal() -> None:

@@ -63,6 +63,7 @@ def test_without_a_table_it_is_the_engines() -> None:
     assert machine.can(WorkflowState.RUNNING)
     assert not machine.can(WorkflowState.COMPLETED)
     assert machine.valid_transitions == VALID_TRANSITIONS
+    assert machine.valid_transitions is StateMachine().valid_transitions, "made for each saga in memory"
 
 
 def test_a_target_alone_is_a_final_state() -> None:
@@ -84,6 +85,24 @@ def test_a_guard_must_agree() -> None:
     assert door.state == "shut"
     has_key = True
     assert door.transition_to("locked") == "locked"
+
+
+def test_a_guard_holds_on_the_engines_table_too() -> None:
+    edge = (WorkflowState.PENDING, WorkflowState.RUNNING)
+    machine = StateMachine(VALID_TRANSITIONS, WorkflowState.PENDING, guards={edge: lambda: False})
+    assert not machine.can(WorkflowState.RUNNING)
+    assert machine.can(WorkflowState.CANCELLED)
+
+
+def test_a_table_of_ones_own_counts_though_its_states_have_the_engines_names() -> None:
+    machine = StateMachine({"RUNNING": {"asleep"}, "asleep": {"RUNNING"}}, "RUNNING")
+    assert machine.can("asleep")
+    assert not machine.can("COMPLETED")
+
+
+def test_an_initial_state_that_the_engines_table_lacks_is_refused() -> None:
+    with pytest.raises(DefinitionError, match="LOST"):
+        StateMachine(VALID_TRANSITIONS, "LOST")  # type: ignore[arg-type]
 
 
 def test_a_guard_that_raises_changes_nothing() -> None:
