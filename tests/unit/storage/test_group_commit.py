@@ -298,3 +298,197 @@ async def test_settled_waits_for_one_unit() -> None:
     assert not sent.done()
     await backend.settle()
     await sent
+
+
+async def test_hooks_and_bells_are_told_until_they_are_removed_which_may_be_twice() -> None:
+    backend, told = Backend(), list[str]()
+    assert not backend.listeners.has_bells
+    remove_hook = backend.listeners.add_commit_hook(lambda committed: told.extend(u.id for u, _ in committed))
+    remove_bell = backend.listeners.add_bell(lambda: told.append("bell"))
+    assert backend.listeners.has_bells
+    backend.committer.submit(unit("a"))
+    await backend.settle()
+    backend.listeners.ring()
+    assert told == ["a", "bell", "bell"]
+    for _ in range(2):
+        remove_hook()
+        remove_bell()
+    assert not backend.listeners.has_bells
+    backend.committer.submit(unit("b"))
+    await backend.settle()
+    assert told == ["a", "bell", "bell"]
+
+
+async def test_whoever_is_told_sees_what_was_told_before() -> None:
+    backend, order = Backend(), list[str]()
+    future = backend.committer.submit(unit("a"))
+    backend.committer.post(unit("b"), lambda verdict: order.append(f"told {verdict.unit_id}"))  # type: ignore[union-attr]
+    backend.committer.post(unit("c"), lambda verdict: order.append(repr(verdict)))
+    backend.listeners.add_bell(lambda: order.append("bell"))
+    backend.listeners.add_commit_hook(lambda batch: order.append(f"hook {[u.id for u, _ in batch]} {future.done()}"))
+    future.add_done_callback(lambda _: order.append("callback"))
+    await backend.settle(b=Repeated(Written("b", ())), c=StorageError("lost"))
+    await turns()
+    assert order == ["hook ['a'] True", "bell", "told b", "StorageError('lost')", "callback"]
+
+
+async def test_a_batch_of_which_nothing_was_stored_is_not_announced() -> None:
+    backend, told = Backend(), list[object]()
+    backend.listeners.add_commit_hook(told.append)
+    backend.listeners.add_bell(lambda: told.append("bell"))
+    backend.committer.submit(unit("a")).add_done_callback(lambda future: future.exception())
+    await backend.settle(a=StorageError("full"))
+    assert told == []
+
+
+async def test_a_listener_that_raises_is_reported_and_breaks_nothing() -> None:
+    backend, told, reported = Backend(), list[str](), list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(str(context["exception"])))
+
+    def broken(*_: object) -> None:
+        raise LookupError("mine")
+
+    backend.listeners.add_commit_hook(broken)
+    backend.listeners.add_commit_hook(lambda _: told.append("hook"))
+    backend.listeners.add_bell(broken)
+    backend.committer.post(unit("a"), broken)
+    backend.committer.post(unit("b"), lambda _: told.append("b"))
+    await backend.settle()
+    assert (told, reported) == (["hook", "b"], ["mine"] * 3)
+    later = backend.committer.submit(unit("c"))
+    await backend.settle()
+    assert later.done()
+
+
+@pytest.mark.parametrize(("waiting", "batches"), [
+    (3, [["a"], ["w0", "w1", "w2", "again"]]),
+    (4, [["a"], ["w0", "w1", "w2", "w3"], ["again"]]),
+])  # fmt: skip
+async def test_who_is_told_joins_the_next_batch_unless_half_a_batch_waits_for_it(
+    waiting: int, batches: list[list[str]]
+) -> None:
+    backend = Backend(batch_limit=8)
+    backend.committer.post(unit("a"), lambda _: backend.committer.submit(unit("again")) and None)
+    await turns()
+    for n in range(waiting):
+        backend.committer.submit(unit(f"w{n}"))
+    await backend.settle()
+    if waiting == 4:
+        assert len(backend.batches) == 2, "it is on its way before anyone is told"
+    for _ in batches[1:]:
+        await backend.settle()
+        await turns()
+    assert backend.batches == batches
+
+
+async def test_a_backend_that_answers_at_once_is_served_batch_by_batch() -> None:
+    class Quick(Backend):
+        def execute(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
+            self.batches.append([unit.id for unit in units])
+            done([Written(unit.id, ()) for unit in units])
+
+    backend = Quick(batch_limit=2)
+    futures = [backend.committer.submit(unit(name)) for name in "abcde"]
+    await backend.committer.close()
+    assert [future.result().unit_id for future in futures] == list("abcde")
+    assert backend.batches == [["a", "b"], ["c", "d"], ["e"]]
+
+
+async def test_a_turn_that_does_not_come_in_time_is_given_up_and_the_store_goes_on() -> None:
+    backend = Backend()
+    backend.committer.submit(unit("slow"))
+    await turns()
+    with pytest.raises(StorageError, match=r"waited 0\.01 s for its turn"):
+        await backend.committer.alone(turns, patience=0.01)
+    behind = backend.committer.submit(unit("behind"))
+    await backend.settle()
+    await backend.settle()
+    assert (await behind).unit_id == "behind"
+    await backend.committer.alone(turns, patience=5)
+
+
+async def test_who_would_wait_for_himself_is_refused_and_others_are_not() -> None:
+    backend, told = Backend(), list[object]()
+    backend.committer.check()
+    outside = asyncio.Event()
+
+    async def other() -> Written:
+        await outside.wait()
+        backend.committer.check()
+        return await backend.committer.write(unit("other"))
+
+    task = asyncio.create_task(other())
+    with backend.committer.inside():
+        outside.set()
+        for refused in (backend.committer.write(unit("a")), backend.committer.submit(unit("b"))):
+            with pytest.raises(EngineStateError, match="inside of a transaction"):
+                await refused
+        with pytest.raises(EngineStateError):
+            backend.committer.check()
+        with pytest.raises(EngineStateError):
+            await backend.committer.alone(turns)
+        backend.committer.post(unit("c"), told.append)
+        assert told == [], "never before the call returns"
+        await turns()
+        assert [type(one) for one in told] == [EngineStateError]
+        await backend.settle()
+        assert (await task).unit_id == "other"
+    backend.committer.check()
+    assert backend.batches == [["other"]]
+
+
+async def test_settled_waits_for_the_unit_of_one_who_has_the_store_alone() -> None:
+    backend, leave = Backend(), asyncio.Event()
+
+    async def work() -> None:
+        await leave.wait()
+
+    alone = asyncio.create_task(backend.committer.alone(work, unit_id="mine"))
+    await turns()
+    mine, others = (asyncio.create_task(backend.committer.settled(name)) for name in ("mine", "other"))
+    await turns()
+    assert (mine.done(), others.done()) == (False, True)
+    leave.set()
+    await alone
+    await turns()
+    assert mine.done()
+
+
+async def test_those_who_want_the_store_alone_have_it_in_turn_with_what_was_submitted() -> None:
+    backend, order = Backend(batch_limit=2), list[str]()
+
+    async def work(name: str) -> None:
+        order.append(name)
+
+    first = backend.committer.submit(unit("a"))
+    turn = [asyncio.create_task(backend.committer.alone(lambda name=name: work(name))) for name in ("one", "two")]
+    await turns(1)
+    behind = [backend.committer.submit(unit(name)) for name in "bcd"]
+    await turns()
+    assert (backend.batches, order) == ([["a"]], [])
+    await backend.settle()
+    await asyncio.gather(*turn)
+    assert order == ["one", "two"]
+    await backend.settle()
+    await backend.settle()
+    await asyncio.gather(first, *behind)
+    assert backend.batches == [["a"], ["b", "c"], ["d"]]
+
+
+async def test_the_loop_that_is_stopped_while_telling_still_tells_the_others() -> None:
+    backend, told = Backend(), list[str]()
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    backend.committer.post(unit("a"), stop)
+    backend.committer.post(unit("b"), lambda _: told.append("b"))
+    future = backend.committer.submit(unit("c"))
+    with pytest.raises(KeyboardInterrupt):
+        await backend.settle()
+    assert future.done()
+    await turns()
+    assert told == ["b"]
+    later = backend.committer.submit(unit("d"))
+    await backend.settle()
+    assert later.done()
