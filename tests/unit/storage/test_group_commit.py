@@ -492,3 +492,22 @@ async def test_the_loop_that_is_stopped_while_telling_still_tells_the_others() -
     later = backend.committer.submit(unit("d"))
     await backend.settle()
     assert later.done()
+
+
+async def test_settled_waits_for_what_is_sent_queued_or_in_line_under_that_id_and_for_nothing_else() -> None:
+    backend = Backend(queue_limit=1, batch_limit=1)
+    backend.committer.submit(unit("m1"))
+    await turns()
+    backend.committer.submit(unit("m2"))
+    in_line = asyncio.create_task(backend.committer.write(unit("m3")))
+    await turns()
+    # Ids as they come from elsewhere: equal, but not the same objects.
+    names = [f"{letter}{digit}" for letter, digit in ("a0", "m1", "m2", "m3", "z9")]
+    waits = {name: asyncio.create_task(backend.committer.settled(name)) for name in names}
+    for settled in (["a0", "z9"], ["a0", "m1", "z9"], ["a0", "m1", "m2", "z9"]):
+        await turns()
+        assert [name for name, wait in waits.items() if wait.done()] == settled
+        await backend.settle()
+    await turns()
+    assert all(wait.done() for wait in waits.values())
+    assert (await in_line).unit_id == "m3"
