@@ -363,6 +363,7 @@ async def test_a_listener_that_raises_is_reported_and_breaks_nothing() -> None:
 @pytest.mark.parametrize(("waiting", "batches"), [
     (3, [["a"], ["w0", "w1", "w2", "again"]]),
     (4, [["a"], ["w0", "w1", "w2", "w3"], ["again"]]),
+    (5, [["a"], ["w0", "w1", "w2", "w3", "w4"], ["again"]]),
 ])  # fmt: skip
 async def test_who_is_told_joins_the_next_batch_unless_half_a_batch_waits_for_it(
     waiting: int, batches: list[list[str]]
@@ -373,7 +374,7 @@ async def test_who_is_told_joins_the_next_batch_unless_half_a_batch_waits_for_it
     for n in range(waiting):
         backend.committer.submit(unit(f"w{n}"))
     await backend.settle()
-    if waiting == 4:
+    if waiting > 3:
         assert len(backend.batches) == 2, "it is on its way before anyone is told"
     for _ in batches[1:]:
         await backend.settle()
@@ -511,3 +512,28 @@ async def test_settled_waits_for_what_is_sent_queued_or_in_line_under_that_id_an
     await turns()
     assert all(wait.done() for wait in waits.values())
     assert (await in_line).unit_id == "m3"
+
+
+@pytest.mark.parametrize(("queued", "batches"), [
+    ("b", [["a"], ["b", "x"], ["w"]]),
+    ("bc", [["a"], ["b", "c"], ["x"], ["w"]]),
+    ("bcde", [["a"], ["b", "c"], ["d", "e"], ["x"], ["w"]]),
+])  # fmt: skip
+async def test_a_queue_at_its_bound_or_over_it_makes_writers_wait_in_line(
+    queued: str, batches: list[list[str]]
+) -> None:
+    backend = Backend(queue_limit=1, batch_limit=2)
+    backend.committer.submit(unit("a"))
+    await turns()
+    for name in queued:
+        backend.committer.submit(unit(name))
+    in_line = asyncio.create_task(backend.committer.write(unit("w")))
+    await turns()
+    if len(queued) > 2:
+        await backend.settle()
+        await turns()
+    backend.committer.submit(unit("x"))
+    while not in_line.done():
+        await backend.settle()
+        await turns()
+    assert backend.batches == batches
