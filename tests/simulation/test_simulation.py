@@ -19,7 +19,8 @@ from tests.conftest import SEED
 from tests.simulation.planted import PLANTED
 
 from event_workflow_engine.testing.simulation.__main__ import main
-from event_workflow_engine.testing.simulation.plan import Plan, plan_of
+from event_workflow_engine.testing.simulation.drawing import plan_of
+from event_workflow_engine.testing.simulation.plan import Plan
 from event_workflow_engine.testing.simulation.shrinking import shrink
 from event_workflow_engine.testing.simulation.world import run
 
@@ -35,7 +36,7 @@ LONG_EACH = 2_000
 WITHIN = 2_000
 
 OF_ALL = """
-from event_workflow_engine.testing.simulation.plan import plan_of
+from event_workflow_engine.testing.simulation.drawing import plan_of
 from event_workflow_engine.testing.simulation.world import run
 print([run(plan_of(seed)).digest for seed in range(20)])
 """

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from event_workflow_engine.testing.simulation.plan import Plan, plan_of
+from event_workflow_engine.testing.simulation.drawing import plan_of
+from event_workflow_engine.testing.simulation.plan import Plan
 from event_workflow_engine.testing.simulation.shrinking import shrink
 from event_workflow_engine.testing.simulation.world import run
 

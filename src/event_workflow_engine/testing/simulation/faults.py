@@ -16,7 +16,7 @@ PATIENCE_S: Final = 8.0
 
 
 class Weather(msgspec.Struct, frozen=True):
-    """How bad it is. The last four are chances, from 0 to 1.
+    """How bad it is. All but the first two are chances, from 0 to 1.
 
     Attributes:
         latency: Seconds that a message takes, on average.
@@ -25,6 +25,8 @@ class Weather(msgspec.Struct, frozen=True):
         lost_answer: A commit is made, and its answer lost.
         late_commit: A commit's answer is lost, and it is made later.
         late_bell: Another process hears of a commit seconds later.
+        lost_read: A read has no answer, and fails after a while.
+        slow_read: A read is answered seconds later.
     """
 
     latency: float = 0.001
@@ -33,6 +35,8 @@ class Weather(msgspec.Struct, frozen=True):
     lost_answer: float = 0.0
     late_commit: float = 0.0
     late_bell: float = 0.0
+    lost_read: float = 0.0
+    slow_read: float = 0.0
 
 
 class Link:
@@ -41,11 +45,19 @@ class Link:
     Args:
         weather: How it is.
         chance: Draws what becomes of each message.
+
+    Attributes:
+        weather: How it is now.
+        cut_until: When messages arrive again.
+        errors: What becomes of single calls, by their number.
+        calls: How many there were.
     """
 
     def __init__(self, weather: Weather, chance: random.Random) -> None:
         self.weather = weather
         self.cut_until = 0.0
+        self.errors: dict[int, str] = {}
+        self.calls = 0
         self._chance = chance
 
     def latency(self) -> float:
@@ -59,3 +71,19 @@ class Link:
     def between(self, least: float, most: float) -> float:
         """Some seconds."""
         return least + (most - least) * self._chance.random()
+
+    def fate(self, *, commits: bool) -> str:
+        """What becomes of the next call: arrives, slow, refused, lost or late."""
+        self.calls += 1
+        if self.calls in self.errors:
+            return self.errors[self.calls]
+        weather = self.weather
+        if self.happens(weather.refused):
+            return "refused"
+        if commits:
+            if self.happens(weather.lost_answer):
+                return "lost"
+            return "late" if self.happens(weather.late_commit) else "arrives"
+        if self.happens(weather.lost_read):
+            return "lost"
+        return "slow" if self.happens(weather.slow_read) else "arrives"

@@ -9,10 +9,14 @@ import msgspec
 
 from event_workflow_engine.journal import saga_stream
 from event_workflow_engine.storage.row_images import shape_of
+from event_workflow_engine.testing.simulation.codes import OTHER_NAME, changed, second
 from event_workflow_engine.testing.simulation.loop import process_here
 from event_workflow_engine.testing.simulation.server import Watcher
+from event_workflow_engine.testing.simulation.slots import Slots
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Set
+
     from event_workflow_engine.storage.port import Unit
     from event_workflow_engine.testing.simulation.feeds import Feeds
     from event_workflow_engine.testing.simulation.ledger import Ledger
@@ -24,6 +28,8 @@ __all__ = ["Invariants"]
 _ENDS = frozenset({"saga-completed", "saga-compensated", "saga-cancelled"})
 _BEGINNINGS = frozenset({"step-started", "compensation-started"})
 _PREFIX = saga_stream("")
+_YOUNG_S = 20.0
+"""Schedules start sagas to the last; those that began within this do not have to have ended."""
 
 
 class Invariants(Watcher):
@@ -38,6 +44,7 @@ class Invariants(Watcher):
     Attributes:
         broken: What does not hold, in order.
         facts: Of each saga, in order, as JSON.
+        slots: What must hold of schedules.
     """
 
     def __init__(self, plan: Plan, server: SimulatedServer, ledger: Ledger, feeds: Feeds) -> None:
@@ -51,10 +58,17 @@ class Invariants(Watcher):
         self._position = 0
         self._turns: set[str] = set()
         self._owners: dict[str, str] = {}
-        self.facts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.facts: dict[str, list[dict[str, Any]]] = {}
+        self._sagas = {one.id: one for one in plan.sagas}
+        self._changed = {
+            saga for deploy in plan.deploys for saga, code in deploy.codes.items() if code in ("reordered", "renamed")
+        }
+        self._begun_of: defaultdict[str, list[str]] = defaultdict(list)
+        self._began_at: dict[str, float] = {}
         self._acted: set[tuple[str, str, int]] = set()
         self._begun: set[tuple[str, str, str, int]] = set()
         server.watchers.append(self)
+        self.slots = Slots(plan.schedules, server, self.breaks, lambda saga: saga in self.facts)
 
     def breaks(self, what: str) -> None:
         """Something does not hold."""
@@ -87,10 +101,12 @@ class Invariants(Watcher):
 
     def _happened(self, saga: str, kinds: str, fact: dict[str, Any]) -> None:
         kind = fact.get("t", kinds)
-        before = self.facts[saga]
+        before = self.facts.setdefault(saga, [])
         if before and _is_end(before[-1]):
             self.breaks(f"{saga}: {kind} behind its end")
         before.append({**fact, "t": kind})
+        if len(before) == 1:
+            self._begins(saga, before[0])
         ends = _is_end(before[-1])
         if ends or kind == "saga-admitted":
             self._in_turn(saga, ends=ends)
@@ -104,6 +120,45 @@ class Invariants(Watcher):
             if (saga, fact["step"]) in self._undone:
                 self.breaks(f"{saga}: step {fact['step']} was undone twice")
             self._undone.add((saga, fact["step"]))
+        elif kind == "intervention-needed":
+            self._stands(saga, before[-1])
+
+    def _begins(self, saga: str, fact: dict[str, Any]) -> None:
+        """A saga begins once, and for somebody who asked for it."""
+        plan = self._sagas.get(fact.get("saga", ""))
+        if plan is None:
+            self.breaks(f"{saga} was begun by nobody: {fact}")
+            return
+        self._began_at[saga] = self._server.loop.time()
+        others = self._begun_of[plan.id]
+        others.append(saga)
+        if plan.begun_by == "schedule":
+            self.slots.started(saga)
+        elif len(others) > 1:
+            self.breaks(f"{plan.id} was begun as {others}, and is to begin once")
+
+    def _stands(self, saga: str, fact: dict[str, Any]) -> None:
+        """Only what was changed under its number stands, and the step is named that does not match."""
+        plan = self.code(saga)
+        named = any(f"'{name}'" in fact["message"] for name in self._names(plan))
+        if plan.id not in self._changed or fact["kind"] != "nondeterminism" or not named:
+            self.breaks(f"{saga} stands: {fact}")
+        if not fact["error_type"].endswith("NonDeterminismError"):
+            self.breaks(f"{saga} stands by {fact['error_type']}")
+
+    def _names(self, plan: SagaPlan) -> set[str]:
+        """Whatever a saga's journal may tell of."""
+        waits = {"~sleep", *(f"~sleep#{n}" for n in range(9)), *(f"~run:{child}" for child in plan.children)}
+        return {OTHER_NAME, *(one.name for one in plan.steps), *waits}
+
+    def code(self, saga: str) -> SagaPlan:
+        """What a saga has followed so far."""
+        facts = self.facts[saga]
+        plan = self._sagas[facts[0]["saga"]]
+        if facts[0].get("version", 1) > 1:
+            return second(plan)
+        renamed = any(one.get("step") == OTHER_NAME for one in facts)
+        return changed(plan, "renamed") if renamed else plan
 
     def _in_turn(self, saga: str, *, ends: bool) -> None:
         """The queue lets one of its sagas run at a time."""
@@ -120,9 +175,12 @@ class Invariants(Watcher):
 
     # -- actions -------------------------------------------------------------------------------------------------
 
-    def action_begins(self, saga: str, plan: StepPlan, attempt: int) -> None:
-        """A step's action: on record, not again when it is known to have succeeded, and by the saga's owner alone."""
+    def action_begins(self, saga: str, plan: StepPlan, attempt: int, version: int) -> None:
+        """A step's action: on record, not again when it is known to have succeeded, by the saga's owner and its code."""
         step = plan.name
+        began_with = self.facts[saga][0].get("version", 1) if saga in self.facts else None
+        if began_with != version:
+            self.breaks(f"{saga}: step {step} of version {version} began, and the saga is of version {began_with}")
         if not plan.idempotent and (saga, step, attempt) in self._acted:
             self.breaks(f"{saga}: attempt {attempt} of step {step} ran again, which is not idempotent")
         self._acted.add((saga, step, attempt))
@@ -148,11 +206,30 @@ class Invariants(Watcher):
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def check_end(self, accepted: set[str], cancelled: set[str]) -> None:
-        """All that was accepted has ended, as it should."""
-        for saga in self._plan.sagas:
-            if saga.id in accepted or self.facts[saga.id]:
-                self._check_saga(saga, cancelled=saga.id in cancelled)
+    def ended(self, image: Any) -> bool:
+        """Whether a saga has ended, by its row; one that a schedule has just started does not have to."""
+        row = shape_of("sagas").as_dict(image)
+        return row["ended_at"] is not None or self._is_young(row["id"])
+
+    def _is_young(self, saga: str) -> bool:
+        plan = self._sagas[self.facts[saga][0]["saga"]]
+        return plan.begun_by == "schedule" and self._began_at[saga] > self._server.loop.time() - _YOUNG_S
+
+    def check_end(self, accepted: Mapping[str, Set[int]], cancelled: set[str]) -> None:
+        """All that was accepted has ended, as it should.
+
+        Args:
+            accepted: The sagas that a client was promised, with the versions that were its newest when it asked.
+            cancelled: Those that it cancelled.
+        """
+        for saga, versions in accepted.items():
+            if saga not in self.facts:
+                self.breaks(f"{saga} was accepted, and there is none")
+            elif self.facts[saga][0].get("version", 1) not in versions:
+                self.breaks(f"{saga} began with {self.facts[saga][0]}, and the newest were {sorted(versions)}")
+        for saga, facts in self.facts.items():
+            if _is_end(facts[-1]) or not self._is_young(saga):
+                self._check_saga(saga, self.code(saga), cancelled=saga in cancelled)
         self._check_feeds()
         log = self._server.state.log
         heads: Counter[str] = Counter()
@@ -177,49 +254,72 @@ class Invariants(Watcher):
             if tuple(dict.fromkeys(one.number for one in self._feeds.heard if one.stream == stream)) != numbers:
                 self.breaks(f"the subscription heard {self._feeds.heard} of {stream}, and there are {numbers}")
 
-    def _check_saga(self, saga: SagaPlan, *, cancelled: bool) -> None:
-        facts = self.facts[saga.id]
+    def _fails(self, plan: SagaPlan) -> bool:
+        fails = plan.refuses or any(one.outcomes[-1] != "ok" for one in plan.steps)
+        return fails or any(self._fails(self._sagas[child]) for child in plan.children)
+
+    def _may_fail(self, plan: SagaPlan) -> bool:
+        may = plan.timeout is not None or any(one.timeout or not one.idempotent for one in plan.steps)
+        return may or any(self._may_fail(self._sagas[child]) for child in plan.children)
+
+    def _check_saga(self, saga: str, plan: SagaPlan, *, cancelled: bool) -> None:
+        facts = self.facts[saga]
         ends = [one["t"] for one in facts if _is_end(one)]
         if len(ends) != 1:
-            self.breaks(f"{saga.id}: ended {len(ends)} times: {ends}; last {facts[-1:]}")
+            self.breaks(f"{saga}: ended {len(ends)} times: {ends}; last {facts[-1:]}")
             return
         undone = {"saga-compensated", "saga-cancelled", "rollback-planned"}
-        fails = saga.refuses or any(one.outcomes[-1] != "ok" for one in saga.steps)
-        wanted = undone if fails else {"saga-completed"}
-        if cancelled or saga.timeout or any(one.timeout or not one.idempotent for one in saga.steps):
+        wanted = undone if self._fails(plan) else {"saga-completed"}
+        if cancelled or self._may_fail(plan):
             wanted |= undone
         if ends[0] not in wanted:
-            self.breaks(f"{saga.id}: {ends[0]}, expected {' or '.join(sorted(wanted))}")
-        for step in saga.steps:
-            self._check_step(saga, step, completed=ends[0] == "saga-completed")
-        if ends[0] != "saga-completed":
-            self._check_order(saga)
+            self.breaks(f"{saga}: {ends[0]}, expected {' or '.join(sorted(wanted))}")
+        completed = ends[0] == "saga-completed"
+        for step in plan.steps:
+            self._check_step(saga, step, completed=completed)
+        if not completed:
+            self._check_order(saga, plan)
+        for child in plan.children:
+            if completed and not self._completed(child):
+                self.breaks(f"{saga} completed, and its child {child} did not")
 
-    def _check_step(self, saga: SagaPlan, step: StepPlan, *, completed: bool) -> None:
-        effects = [one.what for one in self._ledger.of(saga.id, step.name)]
-        keys = {one.key for one in self._ledger.of(saga.id, step.name)}
+    def _completed(self, child: str) -> bool:
+        return any(self.facts[one][-1]["t"] == "saga-completed" for one in self._begun_of[child])
+
+    def child_returned(self, saga: str, child: str, result: Any) -> None:
+        """A child's result came back in its parent's body, now or in a replay."""
+        plan = self._sagas[child]
+        wanted: Any = len(plan.steps) if plan.form == "function" else {one.name for one in plan.steps}
+        if (result if plan.form == "function" else set(result)) != wanted:
+            self.breaks(f"{saga}: its child {child} returned {result!r}, not {wanted}")
+        if not self._completed(child):
+            self.breaks(f"{saga}: its child {child} returned, and has not completed")
+
+    def _check_step(self, saga: str, step: StepPlan, *, completed: bool) -> None:
+        effects = [one.what for one in self._ledger.of(saga, step.name)]
+        keys = {one.key for one in self._ledger.of(saga, step.name)}
         if len(keys) > 1:
-            self.breaks(f"{saga.id}: step {step.name} had the keys {sorted(keys)}")
+            self.breaks(f"{saga}: step {step.name} had the keys {sorted(keys)}")
         if completed and "undid" in effects:
-            self.breaks(f"{saga.id} completed, and step {step.name} is undone")
+            self.breaks(f"{saga} completed, and step {step.name} is undone")
         if completed and "did" not in effects:
-            self.breaks(f"{saga.id} completed, and step {step.name} was not done")
+            self.breaks(f"{saga} completed, and step {step.name} was not done")
         if not completed and step.undo and "did" in effects and effects[-1] != "undid":
-            self.breaks(f"{saga.id} was undone, and step {step.name} is done: {effects}")
+            self.breaks(f"{saga} was undone, and step {step.name} is done: {effects}")
 
-    def _check_order(self, saga: SagaPlan) -> None:
+    def _check_order(self, saga: str, plan: SagaPlan) -> None:
         """A step is undone before what it came after."""
-        order = [(one["t"], one.get("step")) for one in self.facts[saga.id]]
-        earlier = {step.name: set(step.after) for step in saga.steps}
-        if saga.form == "sequential":
-            names = [step.name for step in saga.steps]
+        order = [(one["t"], one.get("step")) for one in self.facts[saga]]
+        earlier = {step.name: set(step.after) for step in plan.steps}
+        if plan.form == "sequential":
+            names = [step.name for step in plan.steps]
             earlier = {name: set(names[:n]) for n, name in enumerate(names)}
         for step, before in earlier.items():
             undone = ("compensation-succeeded", step)
             for one in before:
                 begun = ("compensation-started", one)
                 if undone in order and begun in order and order.index(undone) > order.index(begun):
-                    self.breaks(f"{saga.id}: {one} was undone before {step}, which came after it")
+                    self.breaks(f"{saga}: {one} was undone before {step}, which came after it")
 
 
 def _is_end(fact: dict[str, Any]) -> bool:

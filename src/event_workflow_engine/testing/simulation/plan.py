@@ -1,24 +1,24 @@
-"""What a seed stands for: the sagas, what is asked of them, and the faults, as plain data that can be made smaller."""
+"""What is played: the sagas, what is asked of them, and the faults, as plain data that can be made smaller."""
 
 from __future__ import annotations
 
-import random
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Literal
 
 import msgspec
 
 from event_workflow_engine.testing.simulation.faults import Weather
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["Fault", "Plan", "Request", "SagaPlan", "StepPlan", "plan_of"]
+__all__ = ["CallError", "Code", "Deploy", "Fault", "Plan", "Request", "SagaPlan", "SchedulePlan", "StepPlan"]
 
 Outcome = Literal["ok", "raise", "unknown", "lost"]
 """Of an attempt: it happens; it does not and says so; it does not, or does, and nobody knows."""
 
 
 FaultKind = Literal["kill", "stop", "freeze", "cut", "clock"]
+
+Code = Literal["old", "both", "new", "none", "reordered", "renamed"]
+"""What a process has of a saga: its first version, its second beside that or alone, nothing, or a first version that was
+changed under its number: with steps in another order, or one under another name."""
 
 
 class StepPlan(msgspec.Struct, frozen=True):
@@ -49,39 +49,68 @@ class SagaPlan(msgspec.Struct, frozen=True):
     """A saga.
 
     Attributes:
-        id: Of it.
+        id: Of it, where a client starts it, and its definition's name.
         form: With steps side by side or one after the other, or a function.
         steps: In order. A function runs those of one stage side by side.
-        stages: Of a function: how many steps each stage has, and what it waits for behind them: seconds, or "signal".
+        stages: Of a function: how many steps each stage has, and what it waits for behind them: seconds, "signal", or
+            the end of a child saga by its name.
         refuses: Whether a function raises at its end.
         timeout: Of the saga, in seconds.
         on_failure: What becomes of steps in flight when one fails.
         queued: Whether it waits its turn in the queue, which lets one saga run at a time.
+        begun_by: Who starts it: a client, its parent, or a schedule, and then once for each slot.
+        version: Of the definition.
     """
 
     id: str
     form: Literal["dag", "sequential", "function"]
     steps: tuple[StepPlan, ...]
-    stages: tuple[tuple[int, float | Literal["signal"]], ...] = ()
+    stages: tuple[tuple[int, float | str], ...] = ()
     refuses: bool = False
     timeout: float | None = None
     on_failure: Literal["settle", "cancel"] = "settle"
     queued: bool = False
+    begun_by: Literal["client", "parent", "schedule"] = "client"
+    version: int = 1
 
     @property
     def signals(self) -> int:
         """How many it waits for."""
         return sum(wait == "signal" for _, wait in self.stages)
 
+    @property
+    def children(self) -> tuple[str, ...]:
+        """The sagas that it runs."""
+        return tuple(wait for _, wait in self.stages if isinstance(wait, str) and wait != "signal")
+
+
+class SchedulePlan(msgspec.Struct, frozen=True):
+    """A schedule.
+
+    Attributes:
+        id: Of it.
+        kind: Every so many seconds, each so many minutes by the wall clock, or once.
+        every: Seconds, or minutes of a cron line, or seconds from when it is asked for.
+        missed: Its policy.
+        saga: What it starts; ``None``: it calls a function.
+    """
+
+    id: str
+    kind: Literal["every", "cron", "once"]
+    every: int
+    missed: Literal["once", "skip", "all"] = "once"
+    saga: str | None = None
+
 
 class Request(msgspec.Struct, frozen=True):
     """What a client asks for, at some time.
 
-    ``start``, ``signal``, ``cancel``, and ``pause`` with a resume, are for a saga; ``append`` is for a stream so named.
+    ``start``, ``signal``, ``cancel``, and ``pause`` with a resume, are for a saga; with ``upgrade`` the client has its
+    second version from then on. ``append`` is for a stream so named, ``schedule`` and ``unschedule`` for a schedule.
     """
 
     at: float
-    what: Literal["start", "signal", "cancel", "pause", "append"]
+    what: Literal["start", "signal", "cancel", "pause", "upgrade", "append", "schedule", "unschedule"]
     saga: str
 
 
@@ -94,6 +123,38 @@ class Fault(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
+class Deploy(msgspec.Struct, frozen=True):
+    """A process comes back with other code, or is given more of it while it runs.
+
+    Attributes:
+        at: When.
+        worker: Whose process.
+        how: It is killed, is stopped, or registers what it has not.
+        codes: What it has of each saga from then on; the first version of those that are not named.
+        seconds: How long it is gone.
+    """
+
+    at: float
+    worker: int
+    how: Literal["kill", "stop", "register"]
+    codes: dict[str, Code]
+    seconds: float = 0.0
+
+
+class CallError(msgspec.Struct, frozen=True):
+    """The n-th call that a worker's processes make of their storage goes wrong.
+
+    Attributes:
+        worker: Whose.
+        call: From 1.
+        how: Nothing is done; or it is done, and the answer lost; or it is done after the caller was told that it failed.
+    """
+
+    worker: int
+    call: int
+    how: Literal["refused", "lost", "late"] = "refused"
+
+
 class Plan(msgspec.Struct, frozen=True):
     """A whole run but for the order in which the processes take turns, which is the seed's.
 
@@ -104,6 +165,9 @@ class Plan(msgspec.Struct, frozen=True):
         sagas: What is started.
         requests: What is asked, in order of time.
         faults: What goes wrong, in order of time.
+        deploys: Of new code, in order of time.
+        schedules: What can be asked to be scheduled.
+        errors: Single calls that go wrong.
     """
 
     seed: int
@@ -112,91 +176,6 @@ class Plan(msgspec.Struct, frozen=True):
     sagas: tuple[SagaPlan, ...]
     requests: tuple[Request, ...]
     faults: tuple[Fault, ...]
-
-
-_LASTS: Final = 20.0
-"""Seconds in which everything is asked and goes wrong."""
-
-
-def plan_of(seed: int) -> Plan:
-    """The plan that a seed stands for."""
-    chance = random.Random(f"plan {seed}")
-    workers = chance.choice((1, 2, 2, 3))
-    sagas = tuple(_saga(chance, f"s{n}") for n in range(chance.choice((1, 1, 2, 2, 3, 4))))
-    asked = [one for saga in sagas for one in _requests(chance, saga)]
-    asked += [
-        Request(chance.random() * _LASTS, "append", f"things-{n % 2}") for n in range(chance.choice((0, 0, 1, 6)))
-    ]
-    requests = sorted(asked, key=lambda one: one.at)
-    faults = sorted((_fault(chance, workers) for _ in range(chance.choice((0, 1, 1, 2, 2, 3)))), key=lambda one: one.at)
-    return Plan(seed, workers, _weather(chance), sagas, tuple(requests), tuple(faults))
-
-
-def _weather(chance: random.Random) -> Weather:
-    def sometimes(most: float) -> float:
-        return chance.random() * most if chance.random() < 0.3 else 0.0
-
-    return Weather(
-        latency=chance.choice((0.0005, 0.005, 0.05)),
-        fsync=chance.choice((0.0, 0.005, 0.2)),
-        refused=sometimes(0.1),
-        lost_answer=sometimes(0.1),
-        late_commit=sometimes(0.05),
-        late_bell=sometimes(0.5),
-    )
-
-
-def _step(chance: random.Random, name: str, earlier: list[str]) -> StepPlan:
-    outcomes: list[Outcome] = []
-    while chance.random() < 0.25 and len(outcomes) < 2:
-        outcomes.append(chance.choice(("raise", "unknown", "lost")))
-    if not outcomes or chance.random() < 0.6:
-        outcomes.append("ok")
-    return StepPlan(
-        name,
-        tuple(outcomes),
-        takes=chance.choice((0.0, 0.0, 0.0, 0.1, 3.0)),
-        undo=chance.random() < 0.8,
-        undo_fails=chance.choice((0, 0, 0, 1, 2)),
-        after=tuple(one for one in earlier if chance.random() < 0.4),
-        timeout=chance.choice((None, None, None, 1.0, 10.0)),
-        idempotent=chance.random() < 0.85,
-    )
-
-
-def _saga(chance: random.Random, saga_id: str) -> SagaPlan:
-    form = chance.choice(("dag", "sequential", "function", "function"))
-    steps: list[StepPlan] = []
-    for n in range(chance.choice((1, 2, 3, 4))):
-        steps.append(_step(chance, "abcd"[n], [one.name for one in steps] if form == "dag" else []))
-    common: dict[str, Any] = {
-        "timeout": chance.choice((None, None, None, None, 5.0, 60.0)),
-        "on_failure": chance.choice(("settle", "settle", "cancel")),
-        "queued": chance.random() < 0.2,
-    }
-    if form != "function":
-        return SagaPlan(saga_id, "dag" if form == "dag" else "sequential", tuple(steps), **common)
-    stages: list[tuple[int, float | Literal["signal"]]] = []
-    left = len(steps)
-    while left:
-        size = chance.randint(1, min(2, left))
-        left -= size
-        stages.append((size, chance.choice((0.0, 0.0, 1.0, 10.0, "signal"))))
-    return SagaPlan(saga_id, "function", tuple(steps), tuple(stages), refuses=chance.random() < 0.25, **common)
-
-
-def _requests(chance: random.Random, saga: SagaPlan) -> Iterator[Request]:
-    start = chance.random() * _LASTS / 4
-    yield Request(start, "start", saga.id)
-    for _ in range(saga.signals):
-        yield Request(start + chance.random() * _LASTS, "signal", saga.id)
-    if chance.random() < 0.15:
-        yield Request(start + chance.random() * 5, "cancel", saga.id)
-    if chance.random() < 0.15:
-        yield Request(start + chance.random() * 5, "pause", saga.id)
-
-
-def _fault(chance: random.Random, workers: int) -> Fault:
-    what: FaultKind = chance.choice(("kill", "kill", "stop", "freeze", "cut", "clock"))
-    seconds = {"clock": chance.choice((-600.0, -5.0, 5.0, 600.0))}.get(what, chance.choice((1.0, 5.0, 20.0, 40.0)))
-    return Fault(chance.random() * _LASTS, what, chance.randrange(workers), seconds)
+    deploys: tuple[Deploy, ...] = ()
+    schedules: tuple[SchedulePlan, ...] = ()
+    errors: tuple[CallError, ...] = ()

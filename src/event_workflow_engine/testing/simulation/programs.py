@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from event_workflow_engine.context import CompensationContext, StepContext, current_step
+import msgspec
+
+from event_workflow_engine.context import CompensationContext, StepContext, current_saga, current_step
 from event_workflow_engine.errors import OutcomeUnknownError
 from event_workflow_engine.retries import RetryPolicy
-from event_workflow_engine.saga import Saga, SagaStep, Signal, saga, sleep, step, wait_for_signal
+from event_workflow_engine.saga import Saga, SagaStep, Signal, run_saga, saga, sleep, step, wait_for_signal
+from event_workflow_engine.testing.simulation.codes import NEW_STEP, OTHER_NAME
 from event_workflow_engine.testing.simulation.loop import process_here
+from event_workflow_engine.testing.simulation.plan import StepPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from event_workflow_engine.testing.simulation.invariants import Invariants
     from event_workflow_engine.testing.simulation.ledger import Ledger
-    from event_workflow_engine.testing.simulation.plan import SagaPlan, StepPlan
+    from event_workflow_engine.testing.simulation.plan import SagaPlan
 
 __all__ = ["GO", "Actions", "actions_of", "program_of"]
 
@@ -24,21 +28,21 @@ GO: Final = Signal("go", int)
 
 
 class Actions:
-    """The action and the compensation of one step of one saga."""
+    """The action and the compensation of one step of a saga, in all versions of it and in all processes."""
 
-    def __init__(self, saga_id: str, plan: StepPlan, ledger: Ledger, invariants: Invariants) -> None:
+    def __init__(self, plan: StepPlan, ledger: Ledger, invariants: Invariants) -> None:
         self.plan = plan
-        self._saga = saga_id
         self._ledger = ledger
         self._invariants = invariants
-        self._undo_failures = plan.undo_fails
+        self._undo_failures: dict[str, int] = {}
 
-    async def act(self, attempt: int, key: str) -> str:
-        """Do, or do not, as this attempt is planned to."""
-        self._invariants.action_begins(self._saga, self.plan, attempt)
+    async def act(self, ctx: StepContext[Any], version: int) -> str:
+        """Do, or do not, as this attempt is planned to; as a version of the saga has it done."""
+        attempt, saga_id, key = ctx.attempt, ctx.saga_id, ctx.idempotency_key
+        self._invariants.action_begins(saga_id, self.plan, attempt, version)
         outcome = self.plan.outcomes[min(attempt, len(self.plan.outcomes)) - 1]
         if outcome in ("ok", "lost"):
-            self._ledger.note("did", self._saga, self.plan.name, key)
+            self._ledger.note("did", saga_id, self.plan.name, key)
         if self.plan.takes:
             await asyncio.sleep(self.plan.takes)
         if outcome == "raise":
@@ -47,15 +51,17 @@ class Actions:
             raise OutcomeUnknownError("planned")
         return key
 
-    async def undo(self, attempt: int, key: str) -> None:
+    async def undo(self, ctx: CompensationContext[Any, Any]) -> None:
         """Fail as often as is planned, then undo."""
-        self._invariants.compensation_begins(self._saga, self.plan.name, attempt)
+        saga_id = ctx.saga_id
+        self._invariants.compensation_begins(saga_id, self.plan.name, ctx.attempt)
         if self.plan.takes:
             await asyncio.sleep(self.plan.takes)
-        if self._undo_failures > 0:
-            self._undo_failures -= 1
+        failed = self._undo_failures.get(saga_id, 0)
+        if failed < self.plan.undo_fails:
+            self._undo_failures[saga_id] = failed + 1
             raise ValueError("planned")
-        self._ledger.note("undid", self._saga, self.plan.name, key)
+        self._ledger.note("undid", saga_id, self.plan.name, ctx.idempotency_key)
 
     @property
     def retry(self) -> RetryPolicy:
@@ -63,30 +69,40 @@ class Actions:
         return RetryPolicy(attempts=len(self.plan.outcomes), max_interruptions=100)
 
 
-def actions_of(plan: SagaPlan, ledger: Ledger, invariants: Invariants) -> list[Actions]:
-    """What the steps of a saga do, the same in all processes: the world is one."""
-    return [Actions(plan.id, one, ledger, invariants) for one in plan.steps]
-
-
-def program_of(plan: SagaPlan, actions: list[Actions]) -> Saga[Any, Any]:
-    """The saga."""
+def actions_of(plan: SagaPlan, ledger: Ledger, invariants: Invariants) -> dict[str, Actions]:
+    """What the steps of a saga do by their names, the same in all processes: the world is one."""
+    others = [StepPlan(NEW_STEP)]
     if plan.form == "function":
-        return _function(plan, actions)
-    steps = [_declared(one) for one in actions]
-    in_order = plan.form == "sequential"
-    return Saga(plan.id, steps, sequential=in_order, timeout=plan.timeout, on_failure=plan.on_failure)
+        others.append(msgspec.structs.replace(plan.steps[-1], name=OTHER_NAME))
+    return {one.name: Actions(one, ledger, invariants) for one in (*plan.steps, *others)}
+
+
+def program_of(
+    plan: SagaPlan, actions: Mapping[str, Actions], children: Mapping[str, Saga[Any, Any]], invariants: Invariants
+) -> Saga[Any, Any]:
+    """The saga, which finds those that it runs among `children`."""
+    if plan.form == "function":
+        return _function(plan, actions, children, invariants)
+    steps = [_declared(plan, one, actions[one.name]) for one in plan.steps]
+    return Saga(
+        plan.id,
+        steps,
+        version=plan.version,
+        sequential=plan.form == "sequential",
+        timeout=plan.timeout,
+        on_failure=plan.on_failure,
+    )
 
 
 async def undo_of_function(ctx: CompensationContext[Any, Any]) -> None:
     """The compensation of every step of a saga function, which has to be found by its name."""
-    await process_here().holds[ctx.saga_id, ctx.step].undo(ctx.attempt, ctx.idempotency_key)
+    await process_here().holds[current_saga().saga, ctx.step].undo(ctx)
 
 
-def _declared(actions: Actions) -> SagaStep[Any]:
+def _declared(saga_plan: SagaPlan, plan: StepPlan, actions: Actions) -> SagaStep[Any]:
     async def act(ctx: StepContext[Any]) -> str:
-        return await actions.act(ctx.attempt, ctx.idempotency_key)
+        return await actions.act(ctx, saga_plan.version)
 
-    plan = actions.plan
     return SagaStep(
         plan.name,
         act,
@@ -103,36 +119,39 @@ def _undo(actions: Actions) -> Callable[[CompensationContext[Any, Any]], Awaitab
         return None
 
     async def undo(ctx: CompensationContext[Any, Any]) -> None:
-        await actions.undo(ctx.attempt, ctx.idempotency_key)
+        await actions.undo(ctx)
 
     return undo
 
 
-def _function(plan: SagaPlan, actions: list[Actions]) -> Saga[Any, Any]:
-    async def act(n: int) -> str:
-        here = current_step()
-        return await actions[n].act(here.attempt, here.idempotency_key)
+def _function(
+    plan: SagaPlan, actions: Mapping[str, Actions], children: Mapping[str, Saga[Any, Any]], invariants: Invariants
+) -> Saga[Any, Any]:
+    async def act(name: str) -> str:
+        return await actions[name].act(current_step(), plan.version)
 
-    def stepped(n: int) -> Awaitable[Any]:
-        one = actions[n]
+    def stepped(name: str) -> Awaitable[Any]:
+        one = actions[name]
         return step(
             act,
-            n,
-            name=one.plan.name,
+            name,
+            name=name,
             compensation=undo_of_function if one.plan.undo else None,
             retry=one.retry,
             timeout=one.plan.timeout,
             idempotent=one.plan.idempotent,
         )
 
-    @saga(plan.id, timeout=plan.timeout, on_failure=plan.on_failure)
+    @saga(plan.id, version=plan.version, timeout=plan.timeout, on_failure=plan.on_failure)
     async def body() -> int:
         n = 0
         for size, wait in plan.stages:
-            await asyncio.gather(*(stepped(n + one) for one in range(size)))
+            await asyncio.gather(*(stepped(one.name) for one in plan.steps[n : n + size]))
             n += size
             if wait == "signal":
                 await wait_for_signal(GO)
+            elif isinstance(wait, str):
+                invariants.child_returned(current_saga().saga_id, wait, await run_saga(children[wait]))
             elif wait:
                 await sleep(wait)
         if plan.refuses:

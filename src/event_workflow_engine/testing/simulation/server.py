@@ -148,16 +148,19 @@ class SimulatedStorage(MemoryStorage):
                 loop.later(PATIENCE_S, self.process, told, _unreachable("no answer in time"))
                 return
             there += link.cut_until - now
-        if link.happens(weather.refused):
+        fate = link.fate(commits=commits)
+        if fate == "arrives":
+            loop.later(there, WORLD, self._arrived, work, told, back)
+        elif fate == "slow":
+            loop.later(there, WORLD, self._arrived, work, told, back + link.between(0, _LATEST_S))
+        elif fate == "refused":
             loop.later(there, self.process, told, _unreachable("refused"))
-        elif commits and link.happens(weather.lost_answer):
+        elif fate == "lost":
             loop.later(there, WORLD, _quietly, work)
             loop.later(there + back, self.process, told, _unreachable("the answer was lost"))
-        elif commits and link.happens(weather.late_commit):
+        else:
             loop.later(there + link.between(0, _LATEST_S), WORLD, _quietly, work)
             loop.later(there, self.process, told, _unreachable("the answer was lost"))
-        else:
-            loop.later(there, WORLD, self._arrived, work, told, back)
 
     def _arrived(self, work: Callable[[], T], told: Callable[[T | Exception], None], back: float) -> None:
         try:

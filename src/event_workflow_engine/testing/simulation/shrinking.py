@@ -51,26 +51,50 @@ def shrink(plan: Plan, breaks: Callable[[Plan], bool], *, most: int = 300) -> Sh
 def _smaller(plan: Plan) -> Iterator[Plan]:
     """All plans with one thing less, the largest things first."""
     replace = msgspec.structs.replace
-    if len(plan.sagas) > 1:
-        for saga in plan.sagas:
-            yield replace(
-                plan,
-                sagas=tuple(one for one in plan.sagas if one is not saga),
-                requests=tuple(one for one in plan.requests if one.saga != saga.id),
-            )
-    for fault in plan.faults:
-        yield replace(plan, faults=tuple(one for one in plan.faults if one is not fault))
+    for saga in plan.sagas:
+        if saga.begun_by != "parent" and len(plan.sagas) > 1 + len(saga.children):
+            yield _without(plan, {saga.id, *saga.children})
+    for schedule in plan.schedules:
+        if schedule.saga is None:
+            yield _without(plan, {schedule.id})
+    for name in ("faults", "deploys", "errors"):
+        for one in getattr(plan, name):
+            yield replace(plan, **{name: tuple(other for other in getattr(plan, name) if other is not one)})
+    for n, deploy in enumerate(plan.deploys):
+        for saga_id in deploy.codes:
+            if not any(saga_id in one.children for one in plan.sagas):
+                gone = {saga_id, *(child for one in plan.sagas if one.id == saga_id for child in one.children)}
+                fewer = replace(deploy, codes={one: code for one, code in deploy.codes.items() if one not in gone})
+                yield replace(plan, deploys=(*plan.deploys[:n], fewer, *plan.deploys[n + 1 :]))
     for request in plan.requests:
-        if request.what not in ("start", "signal"):
+        if request.what not in ("start", "signal", "schedule"):
             yield replace(plan, requests=tuple(one for one in plan.requests if one is not request))
     for name, calm in msgspec.structs.asdict(Weather()).items():
         if getattr(plan.weather, name) != calm:
             yield replace(plan, weather=replace(plan.weather, **{name: calm}))
-    if plan.workers > 1 and all(fault.worker < plan.workers - 1 for fault in plan.faults):
+    struck = (*plan.faults, *plan.deploys, *plan.errors)
+    if plan.workers > 1 and all(one.worker < plan.workers - 1 for one in struck):
         yield replace(plan, workers=plan.workers - 1)
     for n, saga in enumerate(plan.sagas):
         for simpler in _simpler(saga):
             yield replace(plan, sagas=(*plan.sagas[:n], simpler, *plan.sagas[n + 1 :]))
+
+
+def _without(plan: Plan, names: set[str]) -> Plan:
+    """A plan without some sagas or schedules."""
+    schedules = tuple(one for one in plan.schedules if one.id not in names and one.saga not in names)
+    gone = names | {one.id for one in plan.schedules if one not in schedules}
+    deploys = [
+        msgspec.structs.replace(one, codes={saga: code for saga, code in one.codes.items() if saga not in names})
+        for one in plan.deploys
+    ]
+    return msgspec.structs.replace(
+        plan,
+        sagas=tuple(one for one in plan.sagas if one.id not in names),
+        requests=tuple(one for one in plan.requests if one.saga not in gone),
+        deploys=tuple(deploys),
+        schedules=schedules,
+    )
 
 
 def _simpler(saga: SagaPlan) -> Iterator[SagaPlan]:
@@ -85,7 +109,7 @@ def _simpler(saga: SagaPlan) -> Iterator[SagaPlan]:
         else:
             size, wait = saga.stages[-1]
             rest = ((size - 1, wait),) if size > 1 else ()
-            if rest or wait != "signal":
+            if size and (rest or not isinstance(wait, str)):
                 yield replace(saga, steps=saga.steps[:-1], stages=(*saga.stages[:-1], *rest))
     for n, step in enumerate(saga.steps):
         for name, plain in msgspec.structs.asdict(StepPlan("")).items():
