@@ -26,6 +26,7 @@ __all__ = ["Ends"]
 
 _log: Final = logging.getLogger("event_workflow_engine.runner")
 _PAGE: Final = 1000
+_BACK_OFF_S: Final = 0.5
 
 
 class Ends:
@@ -105,16 +106,22 @@ class Ends:
     async def _look(self) -> None:
         try:
             self._look_again = True
-            while self._look_again and self._kit is not None:
+            while self._look_again and self._elsewhere and self._kit is not None:
                 self._look_again = False
-                ids = msgspec.json.encode(sorted(self._elsewhere - self._runs.keys())).decode()
-                for row in await self._kit.storage.query("sagas_by_ids", ids=ids):
-                    if row["ended_at"] is not None or row["state"] == WorkflowState.NEEDS_INTERVENTION.value:
-                        self.reached(row["id"], None)
-        except StorageError as error:
-            _log.warning("could not look for the end of %d sagas: %s", len(self._elsewhere), error)
+                try:
+                    await self._look_once(self._kit)
+                except StorageError as error:  # nobody may ring again for what has ended
+                    _log.warning("could not look for the end of %d sagas, trying again: %s", len(self._elsewhere), error)
+                    self._look_again = True
+                    await asyncio.sleep(_BACK_OFF_S)
         finally:
             self._looking = False
+
+    async def _look_once(self, kit: Kit) -> None:
+        ids = msgspec.json.encode(sorted(self._elsewhere - self._runs.keys())).decode()
+        for row in await kit.storage.query("sagas_by_ids", ids=ids):
+            if row["ended_at"] is not None or row["state"] == WorkflowState.NEEDS_INTERVENTION.value:
+                self.reached(row["id"], None)
 
     async def wait(self, saga_id: str, saga: Saga[Any, Any] | None) -> Any:
         """The result of a saga, wherever it runs.

@@ -231,8 +231,7 @@ class SagaKeeper:
         async def run_child() -> Any:
             parent = present_saga()
             child_id = saga_id if saga_id is not None else f"{parent.saga_id if parent else ''}/{step}"
-            await self.start_saga(saga, value, child_id)
-            result = await self.ends.wait(child_id, saga)
+            result = await self._end_of_child(saga, value, child_id)
             return dict(result) if isinstance(result, StepResults) else result
 
         # A declarative child's results go into its parent's journal by name.
@@ -243,6 +242,18 @@ class SagaKeeper:
             action=run_child,
             info=info,
         )
+
+    async def _end_of_child(self, saga: Saga[Any, Any], value: Any, child_id: str) -> Any:
+        """A child's result. What the store or the engine's end comes between is no failure of the child."""
+        while True:
+            try:
+                await self.start_saga(saga, value, child_id)
+                return await self.ends.wait(child_id, saga)
+            except StorageError as error:
+                _log.warning("child saga %s: the store did not answer, trying again: %s", child_id, error)
+                await asyncio.sleep(_BACK_OFF_S)
+            except EngineStateError:
+                await asyncio.Event().wait()  # the engine is left: the parent is handed over, and this cut off
 
     # -- what runs tell ----------------------------------------------------------------------------------------------
 
@@ -274,6 +285,7 @@ class SagaKeeper:
         if isinstance(error, StorageError) and not isinstance(error, (OwnershipLostError, RowConflictError)):
             _log.error("saga %s could not be written and is loaded again: %s", run.saga_id, error)
             self._drop(run)
+            self.ends.left(run.saga_id)  # it may have ended, or end elsewhere
             self.spawn(self._reload_later(run.saga_id, run.fence))
             return
         self._drop(run)
@@ -299,6 +311,7 @@ class SagaKeeper:
             except StorageError:
                 continue
             self._due.set()
+            self.ends.look()
             return
 
     def _drop(self, run: SagaRun) -> None:
@@ -349,7 +362,16 @@ class SagaKeeper:
 
     async def _wake_signalled(self) -> None:
         self._looking = False
-        for row in await self.kit.storage.query("woken_sagas", worker=self.kit.worker.id):
+        try:
+            rows = await self.kit.storage.query("woken_sagas", worker=self.kit.worker.id)
+        except StorageError as error:  # nobody may ring again for what was sent
+            _log.warning("could not look for what was sent to sagas, trying again: %s", error)
+            await asyncio.sleep(_BACK_OFF_S)
+            if not self._looking:
+                self._looking = True
+                self.spawn(self._wake_signalled())
+            return
+        for row in rows:
             run = self._runs.get(row["id"])
             if run is not None:
                 run.wake()
@@ -405,9 +427,7 @@ class SagaKeeper:
                     await self._release_strays()
                 if self.kit.is_sure():
                     await self._claim_due()
-                if self._code_came:
-                    self._code_came = False
-                    await self._retry_standing()
+                await self._look_at_code()
             except StorageError as error:
                 _log.warning("claiming sagas failed, trying again: %s", error)
                 self._strays = True  # a claim whose answer was lost may have been made
@@ -475,6 +495,16 @@ class SagaKeeper:
     def _held(self, queue: str) -> int:
         places = [run.journal.queue for run in self._runs.values()]
         return sum(place is not None and place.queue == queue for place in places)
+
+    async def _look_at_code(self) -> None:
+        if not self._code_came:
+            return
+        self._code_came = False
+        try:
+            await self._retry_standing()
+        except BaseException:
+            self._code_came = True  # nobody says it again
+            raise
 
     async def _retry_standing(self) -> None:
         """Sagas that stand because of their code may match what is registered now (rule 11)."""
