@@ -38,7 +38,9 @@ VALID_TRANSITIONS: Final[Mapping[WorkflowState, frozenset[WorkflowState]]] = Map
         _W.PAUSED: frozenset({_W.RUNNING, _W.COMPENSATING, _W.FAILED, _W.CANCELLED, _W.NEEDS_INTERVENTION}),
         _W.FAILED: frozenset({_W.COMPENSATING}),
         _W.COMPENSATING: frozenset({_W.COMPENSATED, _W.PAUSED, _W.NEEDS_INTERVENTION}),
-        _W.NEEDS_INTERVENTION: frozenset({_W.COMPENSATING, _W.COMPENSATED, _W.RUNNING, _W.COMPLETED, _W.FAILED}),
+        _W.NEEDS_INTERVENTION: frozenset(
+            {_W.COMPENSATING, _W.COMPENSATED, _W.RUNNING, _W.COMPLETED, _W.FAILED, _W.PAUSED}
+        ),
         _W.COMPLETED: frozenset(),
         _W.COMPENSATED: frozenset(),
         _W.CANCELLED: frozenset(),

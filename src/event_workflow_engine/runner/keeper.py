@@ -281,6 +281,9 @@ class SagaKeeper:
         if accepted is not None and not accepted.done():
             self._drop(run)
             accepted.set_exception(error)
+            if isinstance(error, StorageError) and not isinstance(error, (OwnershipLostError, RowConflictError)):
+                self._doubt_what_is_owned()  # it may have been accepted, as this worker's
+                self._due.set()
             return
         if isinstance(error, StorageError) and not isinstance(error, (OwnershipLostError, RowConflictError)):
             _log.error("saga %s could not be written and is loaded again: %s", run.saga_id, error)
@@ -430,8 +433,7 @@ class SagaKeeper:
                 await self._look_at_code()
             except StorageError as error:
                 _log.warning("claiming sagas failed, trying again: %s", error)
-                self._strays = True  # a claim whose answer was lost may have been made
-                self._looks_left = _LOOKS_A_LEASE  # or be made yet
+                self._doubt_what_is_owned()  # a claim whose answer was lost may have been made
                 await asyncio.sleep(_BACK_OFF_S)
                 self._due.set()
             except Exception:  # noqa: BLE001 - nothing else would claim sagas if this task ended
@@ -463,6 +465,10 @@ class SagaKeeper:
         except StorageError:
             self._strays = True
             raise
+
+    def _doubt_what_is_owned(self) -> None:
+        self._strays = True
+        self._looks_left = _LOOKS_A_LEASE  # what was sent may be done yet
 
     def _look_for_strays(self) -> None:
         self._strays = True

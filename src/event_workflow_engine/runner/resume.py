@@ -180,12 +180,14 @@ def _go_on(run: SagaRun, facts: list[Any], *, again: bool) -> None:
     _replay(run, facts)
     if journal.state is WorkflowState.NEEDS_INTERVENTION:
         return
-    run.obey_loose()
-    for state in [state for state in journal.steps.values() if state.status == "started"]:
-        if state.step not in run.starting:
-            _interrupted(run, state)
-    for step in journal.retries:
+    cut_off = [state for state in journal.steps.values() if state.status == "started"]
+    # All of it before anything new is asked for: what code that does not match asks for is not to be recorded.
+    for step in (*(state.step for state in cut_off), *journal.retries):
         _check_requested(run, step)
+    run.obey_loose()
+    for state in cut_off:
+        if not state.settled:
+            _interrupted(run, state)
 
 
 def _replay(run: SagaRun, facts: list[Any]) -> None:
