@@ -51,6 +51,7 @@ class Link:
         cut_until: When messages arrive again.
         errors: What becomes of single calls, by their number.
         calls: How many there were.
+        met: How many of `errors` have happened.
     """
 
     def __init__(self, weather: Weather, chance: random.Random) -> None:
@@ -58,6 +59,7 @@ class Link:
         self.cut_until = 0.0
         self.errors: dict[int, str] = {}
         self.calls = 0
+        self.met = 0
         self._chance = chance
 
     def latency(self) -> float:
@@ -76,6 +78,7 @@ class Link:
         """What becomes of the next call: arrives, slow, refused, lost or late."""
         self.calls += 1
         if self.calls in self.errors:
+            self.met += 1
             return self.errors[self.calls]
         weather = self.weather
         if self.happens(weather.refused):

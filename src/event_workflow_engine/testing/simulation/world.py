@@ -51,6 +51,7 @@ class Report(msgspec.Struct, frozen=True):
         turns: How many callbacks ran.
         seconds: How much simulated time went by.
         crashes: How many processes were killed.
+        met: How many of the plan's single errors happened.
     """
 
     broken: tuple[str, ...]
@@ -58,6 +59,7 @@ class Report(msgspec.Struct, frozen=True):
     turns: int
     seconds: float
     crashes: int
+    met: int = 0
 
 
 def run(plan: Plan) -> Report:
@@ -80,7 +82,8 @@ def _played(plan: Plan, chance: random.Random) -> Report:
     digest = hashlib.sha256(str(loop.digest).encode())
     for record in world.server.state.log:
         digest.update(repr(record).encode())
-    return Report(tuple(world.invariants.broken), digest.hexdigest(), loop.turns, loop.time(), world.crashes)
+    met = sum(place.link.met for place in world.places)
+    return Report(tuple(world.invariants.broken), digest.hexdigest(), loop.turns, loop.time(), world.crashes, met)
 
 
 @contextmanager
