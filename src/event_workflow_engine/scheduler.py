@@ -261,11 +261,6 @@ class WorkflowScheduler:
             raise DefinitionError(f"task id {task_id!r:.60}: 1 to {_MAX_ID} printable characters")
         if made.command_type is not None:
             self.register_command(made.command_type)
-        old = await self._storage.get("schedules", (task_id,))
-        if old is not None and (old["kind"], old["task"]) == (kind, made.encoded) and kind != "once":
-            before = _read_spec(old["spec"])
-            if {**before, "start": 0} == {**spec, "start": 0}:
-                return task_id  # startup code that is repeated: the slots go on as they were
         values = {
             "kind": kind,
             "spec": msgspec.json.encode(spec).decode(),
@@ -274,8 +269,21 @@ class WorkflowScheduler:
             "paused": 0,
             "created_at": self._now(),
         }
-        await self._write(Row("schedules", "upsert", (task_id,), values))
-        return task_id
+        while True:
+            old = await self._storage.get("schedules", (task_id,))
+            if old is not None and (old["kind"], old["task"]) == (kind, made.encoded) and kind != "once":
+                before = _read_spec(old["spec"])
+                if {**before, "start": 0} == {**spec, "start": 0}:
+                    return task_id  # startup code that is repeated: the slots go on as they were
+            row = Row("schedules", "insert", (task_id,), values)
+            if old is not None:
+                same = {column: old[column] for column in ("kind", "spec", "task", "next_run")}
+                row = Row("schedules", "update", (task_id,), values, same)
+            try:
+                await self._write(row)
+            except RowConflictError:
+                continue  # it was changed meanwhile, maybe by the same code in another process
+            return task_id
 
     def _task(self, task: Any) -> Task:
         if isinstance(task, Task):

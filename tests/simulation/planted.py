@@ -11,14 +11,19 @@ import msgspec
 
 from event_workflow_engine import history as h
 from event_workflow_engine import planner
+from event_workflow_engine.errors import StorageError
+from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import Journal
 from event_workflow_engine.outcomes import Outcome
 from event_workflow_engine.runner import attempts, keeper, resume, rollback
+from event_workflow_engine.runner.body import BodyScript
+from event_workflow_engine.runner.definitions import Definitions
 from event_workflow_engine.runner.kit import Kit
 from event_workflow_engine.runner.mail import Mail
 from event_workflow_engine.runner.pen import Pen
 from event_workflow_engine.runner.rollback import Rollback
 from event_workflow_engine.runner.run import SagaRun
+from event_workflow_engine.scheduler import WorkflowScheduler
 from event_workflow_engine.storage.memory import queries
 from event_workflow_engine.storage.memory.state import MemoryState
 from event_workflow_engine.storage.port import Written
@@ -284,3 +289,149 @@ def a_saga_that_was_lost_is_not_loaded_again(patch: pytest.MonkeyPatch) -> None:
         return
 
     patch.setattr(keeper.SagaKeeper, "_reload_later", never)
+
+
+# -- other code ------------------------------------------------------------------------------------------------------
+
+
+@planted
+def the_version_that_a_saga_began_with_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Definitions, "find", lambda self, name, _: self.resolve(name))
+
+
+@planted
+def new_sagas_begin_with_the_oldest_version(patch: pytest.MonkeyPatch) -> None:
+    resolve = Definitions.resolve
+
+    def conservative(self: Definitions, saga: Any) -> Any:
+        versions = sorted(version for name, version in self._sagas if name == saga)
+        return self._sagas[saga, versions[0]] if versions else resolve(self, saga)
+
+    patch.setattr(Definitions, "resolve", conservative)
+
+
+@planted
+def changed_code_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
+    deliver = BodyScript._deliver_outcome
+
+    def trusting(self: BodyScript, fact: Any, *rest: Any) -> None:
+        if fact.step in self._open:
+            deliver(self, fact, *rest)
+
+    patch.setattr(BodyScript, "_deliver_outcome", trusting)
+
+
+@planted
+def sagas_that_stand_are_not_looked_at_when_code_comes(patch: pytest.MonkeyPatch) -> None:
+    async def never(_: Any) -> None:
+        return
+
+    patch.setattr(keeper.SagaKeeper, "_retry_standing", never)
+
+
+# -- children --------------------------------------------------------------------------------------------------------
+
+
+@planted
+def a_child_begins_anew_with_each_attempt(patch: pytest.MonkeyPatch) -> None:
+    end_of_child = keeper.SagaKeeper._end_of_child
+
+    async def another(self: Any, saga: Any, value: Any, _: str) -> Any:
+        return await end_of_child(self, saga, value, uuid7())
+
+    patch.setattr(keeper.SagaKeeper, "_end_of_child", another)
+
+
+@planted
+def a_parent_fails_when_the_store_does_not_answer(patch: pytest.MonkeyPatch) -> None:
+    async def impatient(self: Any, saga: Any, value: Any, child: str) -> Any:
+        await self.start_saga(saga, value, child)
+        return await self.ends.wait(child, saga)
+
+    patch.setattr(keeper.SagaKeeper, "_end_of_child", impatient)
+
+
+@planted
+def a_start_without_an_answer_is_not_looked_for(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(keeper.SagaKeeper, "_doubt_what_is_owned", lambda _: None)
+
+
+# -- schedules -------------------------------------------------------------------------------------------------------
+
+
+@planted
+def a_slot_is_not_claimed(patch: pytest.MonkeyPatch) -> None:
+    write = WorkflowScheduler._write
+
+    async def trusting(self: WorkflowScheduler, *rows: Any) -> None:
+        await write(
+            self,
+            *(
+                msgspec.structs.replace(row, op="upsert" if row.op == "insert" else row.op, where={})
+                if row.table == "slots" or "next_run" in row.where
+                else row
+                for row in rows
+            ),
+        )
+
+    patch.setattr(WorkflowScheduler, "_write", trusting)
+
+
+@planted
+def slots_of_a_dead_worker_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    async def never(_: Any) -> None:
+        return
+
+    patch.setattr(WorkflowScheduler, "_repair", never)
+
+
+@planted
+def what_was_missed_is_run_whatever_the_policy(patch: pytest.MonkeyPatch) -> None:
+    slots = WorkflowScheduler._slots
+
+    def always(self: WorkflowScheduler, row: Any, slot: int, now: int) -> Any:
+        fired, following = slots(self, row, slot, now)
+        return fired or [slot], following
+
+    patch.setattr(WorkflowScheduler, "_slots", always)
+
+
+# -- reads that fail -------------------------------------------------------------------------------------------------
+
+
+@planted
+def a_failed_read_loses_what_was_sent(patch: pytest.MonkeyPatch) -> None:
+    async def once(self: Any) -> None:
+        self._looking = False
+        for row in await self.kit.storage.query("woken_sagas", worker=self.kit.worker.id):
+            if row["id"] in self._runs:
+                self._runs[row["id"]].wake()
+
+    patch.setattr(keeper.SagaKeeper, "_wake_signalled", once)
+
+
+@planted
+def a_failed_look_at_the_inbox_is_a_look(patch: pytest.MonkeyPatch) -> None:
+    read = Mail._read
+
+    async def careless(self: Mail, run: Any) -> None:
+        lose, run.lose = run.lose, lambda _: None
+        try:
+            await read(self, run)
+        finally:
+            run.lose = lose
+
+    patch.setattr(Mail, "_read", careless)
+
+
+@planted
+def a_failed_claim_is_not_made_again(patch: pytest.MonkeyPatch) -> None:
+    claim = keeper.SagaKeeper._claim_due
+
+    async def once(self: Any) -> None:
+        try:
+            await claim(self)
+        except StorageError:
+            return
+
+    patch.setattr(keeper.SagaKeeper, "_claim_due", once)

@@ -210,7 +210,27 @@ def _replay(run: SagaRun, facts: list[Any]) -> None:
                 held.append(fact)
             else:
                 _tell(run, fact)
+    if held and run.saga.fn is not None:
+        _try(run, facts)
     run.hold([(fact, _value(run, fact)) for fact in held])
+
+
+def _try(run: SagaRun, facts: list[Any]) -> None:
+    """What came while it was paused is told when it is resumed: whether the code knows it has to be known now.
+
+    Raises:
+        NonDeterminismError: It does not, and nothing that it asks for is to be recorded.
+    """
+    trial = run.new_script()
+    try:
+        trial.begin()
+        for fact in facts:
+            if isinstance(fact, _FOR_THE_SCRIPT) and getattr(fact, "retry_at", None) is None:
+                call = trial.requested(fact.step) if isinstance(fact, h.StepSucceeded) else None
+                value = None if call is None else read_result(run, fact.step, fact.result, call.spec.info.result_type)
+                trial.deliver(fact, value, None)
+    finally:
+        trial.close()
 
 
 def _tell(run: SagaRun, fact: Any) -> None:

@@ -152,12 +152,15 @@ class SagaRun:
         self.context = self.kit.context.copy()
         self.place = SagaContext(self.saga_id, saga.name, None, self.correlation_id, started.causation_id)
         self.context.run(SAGA.set, self.place)
+        self.script = self.new_script()
+
+    def new_script(self) -> GraphScript | BodyScript:
+        """A script that knows nothing of the journal yet."""
+        saga, kit = self.saga, self.kit
         if saga.fn is None:
-            self.script = GraphScript(saga.specs, self.dag)
-        else:
-            arguments = (value,) if saga.takes_input else ()
-            kit, context = self.kit, self.context.copy()
-            self.script = BodyScript(saga, arguments, context, kit.codec, self.saga_id, kit.host.child_step)
+            return GraphScript(saga.specs, self.dag)
+        arguments = (self.input,) if saga.takes_input else ()
+        return BodyScript(saga, arguments, self.context.copy(), kit.codec, self.saga_id, kit.host.child_step)
 
     def hold(self, facts: Iterable[tuple[Any, Any]]) -> None:
         """What came while the saga is paused, with its values, to be told when it is resumed."""

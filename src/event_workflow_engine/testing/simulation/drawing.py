@@ -177,7 +177,7 @@ def _started_by(chance: random.Random, name: str) -> SagaPlan:
 def _schedulings(chance: random.Random, schedule: SchedulePlan) -> Iterator[Request]:
     at = chance.random() * _LASTS / 2
     yield Request(at, "schedule", schedule.id)
-    if chance.random() < 0.2:
+    if schedule.kind != "once" and chance.random() < 0.2:
         yield Request(at, "schedule", schedule.id)  # as startup code does in each process
     if chance.random() < 0.2:
         yield Request(at + chance.random() * _LASTS, "unschedule", schedule.id)

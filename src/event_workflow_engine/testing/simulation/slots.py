@@ -70,7 +70,7 @@ class Slots(Watcher):
         advance: Row | None = None
         for row in unit.rows:
             if row.table == "slots":
-                if row.op == "insert":
+                if row.op in ("insert", "upsert"):
                     claims.append(row)
                 elif row.op == "delete":
                     self._ends(row)
