@@ -27,7 +27,9 @@ def plan(*sagas: SagaPlan, requests: tuple[Request, ...] = (START,), **more: obj
 
 PLANS = {
     "undone": plan(SagaPlan("s", "sequential", (OK, StepPlan("b", ("raise",))))),
-    "signalled": plan(SagaPlan("s", "function", (OK,), ((1, "signal"),)), requests=(START, Request(1.0, "signal", "s"))),
+    "signalled": plan(
+        SagaPlan("s", "function", (OK,), ((1, "signal"),)), requests=(START, Request(1.0, "signal", "s"))
+    ),
     "asleep": plan(SagaPlan("s", "function", (OK, StepPlan("b")), ((1, 3.0), (1, 0.0)))),
     "queued": plan(SagaPlan("s", "dag", (OK,), queued=True)),
     "a parent": plan(

@@ -111,7 +111,9 @@ class Ends:
                 try:
                     await self._look_once(self._kit)
                 except StorageError as error:  # nobody may ring again for what has ended
-                    _log.warning("could not look for the end of %d sagas, trying again: %s", len(self._elsewhere), error)
+                    _log.warning(
+                        "could not look for the end of %d sagas, trying again: %s", len(self._elsewhere), error
+                    )
                     self._look_again = True
                     await asyncio.sleep(_BACK_OFF_S)
         finally:

@@ -225,10 +225,12 @@ def _try(run: SagaRun, facts: list[Any]) -> None:
     try:
         trial.begin()
         for fact in facts:
-            if isinstance(fact, _FOR_THE_SCRIPT) and getattr(fact, "retry_at", None) is None:
-                call = trial.requested(fact.step) if isinstance(fact, h.StepSucceeded) else None
-                value = None if call is None else read_result(run, fact.step, fact.result, call.spec.info.result_type)
-                trial.deliver(fact, value, None)
+            if not isinstance(fact, _FOR_THE_SCRIPT) or getattr(fact, "retry_at", None) is not None:
+                continue
+            value = None
+            if isinstance(fact, h.StepSucceeded) and (call := trial.requested(fact.step)) is not None:
+                value = read_result(run, fact.step, fact.result, call.spec.info.result_type)
+            trial.deliver(fact, value, None)
     finally:
         trial.close()
 

@@ -159,7 +159,7 @@ def _with_child(chance: random.Random, saga: SagaPlan) -> Iterator[SagaPlan]:
 
 
 def _schedule(chance: random.Random, task: str) -> SchedulePlan:
-    kind = chance.choice(("every", "every", "cron", "once"))
+    kind: Literal["every", "cron", "once"] = chance.choice(("every", "every", "cron", "once"))
     return SchedulePlan(
         task,
         kind,

@@ -15,7 +15,8 @@ from event_workflow_engine.testing.simulation.server import Watcher
 from event_workflow_engine.testing.simulation.slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Set
+    from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
 
     from event_workflow_engine.storage.port import Unit
     from event_workflow_engine.testing.simulation.feeds import Feeds
@@ -176,7 +177,7 @@ class Invariants(Watcher):
     # -- actions -------------------------------------------------------------------------------------------------
 
     def action_begins(self, saga: str, plan: StepPlan, attempt: int, version: int) -> None:
-        """A step's action: on record, not again when it is known to have succeeded, by the saga's owner and its code."""
+        """A step's action: on record, not again when it is known to have succeeded, by the owner and its code."""
         step = plan.name
         began_with = self.facts[saga][0].get("version", 1) if saga in self.facts else None
         if began_with != version:
@@ -215,7 +216,7 @@ class Invariants(Watcher):
         plan = self._sagas[self.facts[saga][0]["saga"]]
         return plan.begun_by == "schedule" and self._began_at[saga] > self._server.loop.time() - _YOUNG_S
 
-    def check_end(self, accepted: Mapping[str, Set[int]], cancelled: set[str]) -> None:
+    def check_end(self, accepted: Mapping[str, AbstractSet[int]], cancelled: set[str]) -> None:
         """All that was accepted has ended, as it should.
 
         Args:

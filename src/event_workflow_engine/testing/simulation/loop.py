@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine.errors import WorkflowError
@@ -38,14 +38,14 @@ class Process:
     def __init__(self, name: str, number: int) -> None:
         self.name = name
         self.number = number
-        self.ready: deque[asyncio.Handle] = deque()
+        self.ready: deque[Any] = deque()
         self.frozen = False
         self.dead = False
         self.context = Context()
         self.context.run(_process.set, self)
         self.holds: dict[tuple[str, str], Any] = {}
         """What code of its own finds here, as it would among its module's globals."""
-        self.remains: list[asyncio.Handle] = []
+        self.remains: list[Any] = []
         """What would have run: kept, for what is collected runs its ``finally``, and at any time."""
 
     def __repr__(self) -> str:
@@ -81,21 +81,38 @@ def process_here() -> Process:
 
 
 class _Ready:
-    """Takes the place of the base loop's queue: what is appended goes to its process."""
+    """Takes the place of the base loop's queue, which is cleared when the loop is closed."""
 
-    def __init__(self, processes: list[Process]) -> None:
-        self._processes = processes
-
-    def append(self, handle: asyncio.Handle) -> None:
-        process = handle._context.get(_process) or WORLD  # type: ignore[attr-defined]  # noqa: SLF001
-        (process.remains if process.dead else process.ready).append(handle)
+    def __init__(self, loop: SimulatedLoop) -> None:
+        self._loop = loop
 
     def clear(self) -> None:
-        for process in self._processes:
+        for process in self._loop.processes:
             process.ready.clear()
 
-    def __len__(self) -> int:
-        return sum(len(process.ready) for process in self._processes)
+
+class _Handle(asyncio.TimerHandle):
+    """What asyncio's is, made without asking the loop whether it is being debugged: there are millions of them."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: SimulatedLoop,
+        context: Context | None,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+        self._when = when
+        self._scheduled = False
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
@@ -112,21 +129,29 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     _ready: Any
     _scheduled: Any
+    _stopping: bool
 
     def __init__(self, chance: random.Random, most_turns: int = 300_000) -> None:
         super().__init__()
         self._chance = chance
         self._most_turns = most_turns
         self._now = 0.0
+        self._micros = 0
+        self._born = 0
         self.processes = [WORLD]
         WORLD.ready.clear()
-        self._ready = _Ready(self.processes)
+        self._ready = _Ready(self)
+        self._scheduled = []
+        self._order = 0
+        self._alone: Process | None = None
         self.digest = 0xCBF29CE484222325
         self.turns = 0
 
     def process(self, name: str) -> Process:
         """A new process."""
-        process = Process(name, len(self.processes))
+        self._born += 1
+        process = Process(name, self._born)
+        self.processes = [one for one in self.processes if not one.dead]
         self.processes.append(process)
         return process
 
@@ -136,42 +161,81 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def later(self, delay: float, process: Process, callback: Callable[..., object], *args: Any) -> None:
         """Call something in a process, in so many seconds."""
-        self.call_later(delay, callback, *args, context=process.context)
+        self.call_at(self._now + delay, callback, *args, context=process.context)
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See asyncio."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See asyncio. What is for one instant comes in the order in which it was asked for."""
+        handle = _Handle(when, callback, args, self, context)
+        self._order += 1
+        heapq.heappush(self._scheduled, (when, self._order, handle))
+        return handle
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """See asyncio: next in its process."""
+        handle = _Handle(0.0, callback, args, self, context)
+        self._is_ready(handle)
+        return handle
+
+    def _is_ready(self, handle: Any) -> None:
+        process = handle._context.get(_process) or WORLD  # noqa: SLF001
+        if process is not self._alone:
+            self._alone = None
+        (process.remains if process.dead else process.ready).append(handle)
 
     def _run_once(self) -> None:
-        able = self._able()
-        if not able:
-            able = self._able_later()
-        process = able[int(self._chance.random() * len(able))] if len(able) > 1 else able[0]
-        handle = process.ready.popleft()
-        self.turns += 1
-        if self.turns > self._most_turns:
-            raise StalledError(f"it has not ended after {self._most_turns:,} turns")
-        self.digest = ((self.digest ^ process.number ^ int(self._now * 1e6)) * _PRIME) & _MASK
-        if not handle._cancelled:  # noqa: SLF001
-            handle._run()  # noqa: SLF001
+        """Run callbacks until the loop is stopped."""
+        draw, prime, mask, scheduled = self._chance.random, _PRIME, _MASK, self._scheduled
+        while not self._stopping:
+            process = self._alone
+            if process is None or not process.ready or (scheduled and scheduled[0][0] <= self._now):
+                able = self._able()
+                if len(able) > 1:
+                    process, self._alone = able[int(draw() * len(able))], None
+                else:
+                    process = able[0]
+                    # As long as it runs, and calls nobody else, it has the next turn, too. The world thaws others.
+                    self._alone = None if process is WORLD else process
+            handle = process.ready.popleft()
+            self.turns += 1
+            if self.turns > self._most_turns:
+                raise StalledError(f"it has not ended after {self._most_turns:,} turns")
+            self.digest = ((self.digest ^ process.number ^ self._micros) * prime) & mask
+            if not handle._cancelled:  # noqa: SLF001
+                try:
+                    handle._context.run(handle._callback, *handle._args)  # noqa: SLF001
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001 - as asyncio does
+                    self.call_exception_handler({"message": f"{handle!r} raised", "exception": error})
 
     def _able(self) -> list[Process]:
-        self._take_due()
-        return [one for one in self.processes if one.ready and not one.frozen]
-
-    def _able_later(self) -> list[Process]:
-        """Go on in time until somebody is able to run."""
+        """Who has something to do; where nobody has, time goes on until somebody has."""
+        scheduled = self._scheduled
         while True:
-            if not self._scheduled:
-                raise StalledError("nothing is ready, and nothing is scheduled")
-            self._now = max(self._now, self._scheduled[0]._when)  # noqa: SLF001
-            able = self._able()
+            while scheduled and scheduled[0][0] <= self._now:
+                handle = heapq.heappop(scheduled)[2]
+                if not handle._cancelled:  # noqa: SLF001
+                    self._is_ready(handle)
+            able = [one for one in self.processes if one.ready and not one.frozen]
             if able:
                 return able
+            if not scheduled:
+                raise StalledError("nothing is ready, and nothing is scheduled")
+            self._now = max(self._now, scheduled[0][0])
+            self._micros = int(self._now * 1e6)
 
-    def _take_due(self) -> None:
-        scheduled = self._scheduled
-        while scheduled and scheduled[0]._when <= self._now:  # noqa: SLF001
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False  # noqa: SLF001
-            if not handle._cancelled:  # noqa: SLF001
-                self._ready.append(handle)
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is passed over when its time comes."""
 
     def _process_events(self, event_list: Any) -> None:
         """There are none."""

@@ -1,4 +1,4 @@
-"""The places of worker processes: in each one at a time, and another when it was killed, stopped or given other code."""
+"""The places of worker processes: in each one at a time, and another when it was killed, or has other code."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ Outcome = Literal["ok", "raise", "unknown", "lost"]
 FaultKind = Literal["kill", "stop", "freeze", "cut", "clock"]
 
 Code = Literal["old", "both", "new", "none", "reordered", "renamed"]
-"""What a process has of a saga: its first version, its second beside that or alone, nothing, or a first version that was
-changed under its number: with steps in another order, or one under another name."""
+"""What a process has of a saga: its first version, its second beside that or alone, nothing, or a first version that
+was changed under its number: with steps in another order, or one under another name."""
 
 
 class StepPlan(msgspec.Struct, frozen=True):
@@ -147,7 +147,7 @@ class CallError(msgspec.Struct, frozen=True):
     Attributes:
         worker: Whose.
         call: From 1.
-        how: Nothing is done; or it is done, and the answer lost; or it is done after the caller was told that it failed.
+        how: Nothing is done; or it is done and the answer lost; or it is done after the caller was told of a failure.
     """
 
     worker: int

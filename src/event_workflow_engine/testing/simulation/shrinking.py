@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -51,6 +51,24 @@ def shrink(plan: Plan, breaks: Callable[[Plan], bool], *, most: int = 300) -> Sh
 def _smaller(plan: Plan) -> Iterator[Plan]:
     """All plans with one thing less, the largest things first."""
     replace = msgspec.structs.replace
+    yield from _fewer(plan)
+    for request in plan.requests:
+        if request.what not in ("start", "signal", "schedule"):
+            yield replace(plan, requests=tuple(one for one in plan.requests if one is not request))
+    for name, calm in msgspec.structs.asdict(Weather()).items():
+        if getattr(plan.weather, name) != calm:
+            yield replace(plan, weather=replace(plan.weather, **{name: calm}))
+    struck: list[Any] = [*plan.faults, *plan.deploys, *plan.errors]
+    if plan.workers > 1 and all(one.worker < plan.workers - 1 for one in struck):
+        yield replace(plan, workers=plan.workers - 1)
+    for n, saga in enumerate(plan.sagas):
+        for simpler in _simpler(saga):
+            yield replace(plan, sagas=(*plan.sagas[:n], simpler, *plan.sagas[n + 1 :]))
+
+
+def _fewer(plan: Plan) -> Iterator[Plan]:
+    """All plans with a saga, a schedule or something that goes wrong less."""
+    replace = msgspec.structs.replace
     for saga in plan.sagas:
         if saga.begun_by != "parent" and len(plan.sagas) > 1 + len(saga.children):
             yield _without(plan, {saga.id, *saga.children})
@@ -66,18 +84,6 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
                 gone = {saga_id, *(child for one in plan.sagas if one.id == saga_id for child in one.children)}
                 fewer = replace(deploy, codes={one: code for one, code in deploy.codes.items() if one not in gone})
                 yield replace(plan, deploys=(*plan.deploys[:n], fewer, *plan.deploys[n + 1 :]))
-    for request in plan.requests:
-        if request.what not in ("start", "signal", "schedule"):
-            yield replace(plan, requests=tuple(one for one in plan.requests if one is not request))
-    for name, calm in msgspec.structs.asdict(Weather()).items():
-        if getattr(plan.weather, name) != calm:
-            yield replace(plan, weather=replace(plan.weather, **{name: calm}))
-    struck = (*plan.faults, *plan.deploys, *plan.errors)
-    if plan.workers > 1 and all(one.worker < plan.workers - 1 for one in struck):
-        yield replace(plan, workers=plan.workers - 1)
-    for n, saga in enumerate(plan.sagas):
-        for simpler in _simpler(saga):
-            yield replace(plan, sagas=(*plan.sagas[:n], simpler, *plan.sagas[n + 1 :]))
 
 
 def _without(plan: Plan, names: set[str]) -> Plan:

@@ -74,7 +74,7 @@ class Slots(Watcher):
                     claims.append(row)
                 elif row.op == "delete":
                     self._ends(row)
-            elif row.table == "schedules" and "next_run" in row.where and row.op == "update":
+            elif row.table == "schedules" and row.op == "update" and [*row.values] == ["next_run"]:
                 advance = row
         for row in claims:
             key = row.key[0], row.key[1]

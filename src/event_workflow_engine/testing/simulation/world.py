@@ -101,7 +101,8 @@ def _alone(chance: random.Random) -> Iterator[None]:
     finally:
         sys.unraisablehook = _ignored  # what is left of killed processes complains that it was never ended
         for _ in range(_ROUNDS):  # what is closed may first try again
-            gc.collect()
+            if not gc.collect():
+                break
         gc.unfreeze()
         sys.unraisablehook = unraisable
         logging.disable(disabled)
@@ -153,7 +154,8 @@ class World:
         for place in self.places:
             place.begin()
         asking = self._client.begin()
-        for strike in sorted((*self.plan.faults, *self.plan.deploys), key=lambda one: one.at):
+        strikes: list[Fault | Deploy] = [*self.plan.faults, *self.plan.deploys]
+        for strike in sorted(strikes, key=lambda one: one.at):
             await asyncio.sleep(max(0.0, strike.at - self.loop.time()))
             if isinstance(strike, Deploy):
                 self._deploy(strike)
