@@ -161,7 +161,8 @@ class Rollback:
         run = self._run
         journal = run.journal
         if len(journal.report_order) == len(journal.compensations):
-            run.emit(h.SagaCompensated())
+            if not run.paused:  # else it ends when it is resumed
+                run.emit(h.SagaCompensated())
             return
         if self._running or self.starting or journal.retries or run.paused:
             return
