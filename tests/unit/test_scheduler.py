@@ -241,6 +241,37 @@ async def test_unknown_functions_wait_and_stand_in_nobodys_way(plan: Plan, caplo
     assert sorted(plan.ran) == list(range(250))
 
 
+class Late:
+    """A store on whose way what makes a schedule is held up."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.reached, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    async def write(self, unit: Unit) -> Any:
+        if any(row.table == "schedules" and "spec" in row.values for row in unit.rows):
+            self.reached.set()
+            await self.goes_on.wait()
+        return await self._storage.write(unit)
+
+
+async def test_a_schedule_that_two_make_at_once_is_not_set_back_to_a_slot_that_fired(plan: Plan) -> None:
+    first, late = await plan.worker(), Late(plan.storage)
+    second = await plan.worker("v", storage=late)
+    making = asyncio.create_task(second.every(3600, plan.tick))
+    await late.reached.wait()
+    await first.every(3600, plan.tick)
+    await plan.clock.advance(minutes=90)
+    late.goes_on.set()
+    assert await making == "tick"
+    await plan.settle()
+    assert plan.times == hours(1)
+    assert [one.next_run - START for one in await first.list()] == hours(2)
+
+
 class Dying:
     """A store whose worker dies between a slot's claim and its end."""
 
