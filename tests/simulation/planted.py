@@ -42,6 +42,15 @@ def planted(plant: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.Mon
     return plant
 
 
+BY_SINGLE_ERRORS: Final[dict[str, Callable[[pytest.MonkeyPatch], None]]] = {}
+"""Those that show where one call of many fails."""
+
+
+def planted_in_a_call(plant: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
+    BY_SINGLE_ERRORS[plant.__name__] = plant
+    return plant
+
+
 # -- who may write ---------------------------------------------------------------------------------------------------
 
 
@@ -343,15 +352,6 @@ def a_child_begins_anew_with_each_attempt(patch: pytest.MonkeyPatch) -> None:
 
 
 @planted
-def a_parent_fails_when_the_store_does_not_answer(patch: pytest.MonkeyPatch) -> None:
-    async def impatient(self: Any, saga: Any, value: Any, child: str) -> Any:
-        await self.start_saga(saga, value, child)
-        return await self.ends.wait(child, saga)
-
-    patch.setattr(keeper.SagaKeeper, "_end_of_child", impatient)
-
-
-@planted
 def a_start_without_an_answer_is_not_looked_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(keeper.SagaKeeper, "_doubt_what_is_owned", lambda _: None)
 
@@ -400,17 +400,6 @@ def what_was_missed_is_run_whatever_the_policy(patch: pytest.MonkeyPatch) -> Non
 
 
 @planted
-def a_failed_read_loses_what_was_sent(patch: pytest.MonkeyPatch) -> None:
-    async def once(self: Any) -> None:
-        self._looking = False
-        for row in await self.kit.storage.query("woken_sagas", worker=self.kit.worker.id):
-            if row["id"] in self._runs:
-                self._runs[row["id"]].wake()
-
-    patch.setattr(keeper.SagaKeeper, "_wake_signalled", once)
-
-
-@planted
 def a_failed_look_at_the_inbox_is_a_look(patch: pytest.MonkeyPatch) -> None:
     read = Mail._read
 
@@ -435,3 +424,25 @@ def a_failed_claim_is_not_made_again(patch: pytest.MonkeyPatch) -> None:
             return
 
     patch.setattr(keeper.SagaKeeper, "_claim_due", once)
+
+
+# -- single calls that fail ------------------------------------------------------------------------------------------
+
+
+@planted_in_a_call
+def a_parent_fails_when_the_store_does_not_answer(patch: pytest.MonkeyPatch) -> None:
+    async def impatient(self: Any, saga: Any, value: Any, child: str) -> Any:
+        await self.start_saga(saga, value, child)
+        return await self.ends.wait(child, saga)
+
+    patch.setattr(keeper.SagaKeeper, "_end_of_child", impatient)
+
+
+@planted_in_a_call
+def code_that_came_is_forgotten_where_the_look_fails(patch: pytest.MonkeyPatch) -> None:
+    async def once(self: Any) -> None:
+        came, self._code_came = self._code_came, False
+        if came:
+            await self._retry_standing()
+
+    patch.setattr(keeper.SagaKeeper, "_look_at_code", once)

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import pytest
+from tests.simulation.planted import BY_SINGLE_ERRORS
 
 from event_workflow_engine.testing.simulation.faults import Weather
-from event_workflow_engine.testing.simulation.plan import CallError, Plan, Request, SagaPlan, SchedulePlan, StepPlan
+from event_workflow_engine.testing.simulation.plan import (
+    CallError,
+    Deploy,
+    Plan,
+    Request,
+    SagaPlan,
+    SchedulePlan,
+    StepPlan,
+)
 from event_workflow_engine.testing.simulation.world import run
 
 if TYPE_CHECKING:
@@ -40,6 +49,10 @@ PLANS = {
         requests=(Request(0.0, "schedule", "t"), Request(3.0, "unschedule", "t")),
         schedules=(SchedulePlan("t", "every", 2, saga="tick"),),
     ),
+    "changed": plan(
+        SagaPlan("s", "function", (OK, StepPlan("b")), ((1, 3.0), (1, 0.0))),
+        deploys=(Deploy(1.0, 0, "stop", {"s": "reordered"}, 5.0),),
+    ),
     "fed": plan(requests=(Request(0.0, "append", "things"), Request(1.0, "append", "things"))),
 }
 
@@ -62,7 +75,7 @@ def broken(whole: Plan, how: Literal["refused", "lost", "late"]) -> tuple[int, d
     raise AssertionError(f"more than {ENOUGH} calls")
 
 
-@pytest.mark.parametrize("how", ["refused", "lost", "late"])
+@pytest.mark.parametrize("how", ["refused", "lost", pytest.param("late", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", PLANS)
 def test_the_store_may_fail_at_any_call(
     apart: ProcessPoolExecutor, name: str, how: Literal["refused", "lost", "late"]
@@ -70,3 +83,20 @@ def test_the_store_may_fail_at_any_call(
     calls, found = apart.submit(broken, PLANS[name], how).result()
     assert found == {}
     assert calls > 10
+
+
+FOUND_IN = {
+    "a_parent_fails_when_the_store_does_not_answer": "a parent",
+    "code_that_came_is_forgotten_where_the_look_fails": "changed",
+}
+
+
+def finds(name: str) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        BY_SINGLE_ERRORS[name](patch)
+        return bool(broken(PLANS[FOUND_IN[name]], "refused")[1])
+
+
+@pytest.mark.parametrize("name", BY_SINGLE_ERRORS)
+def test_a_planted_bug_is_found(apart: ProcessPoolExecutor, name: str) -> None:
+    assert apart.submit(finds, name).result()

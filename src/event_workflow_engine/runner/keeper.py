@@ -313,7 +313,7 @@ class SagaKeeper:
                 )
             except StorageError:
                 continue
-            self._due.set()
+            self.code_came()  # where it stood, what was not written may be that it stands no more
             self.ends.look()
             return
 
@@ -524,6 +524,8 @@ class SagaKeeper:
                 if row["ended_at"] is None and self._definitions.find(row["saga"], row["saga_version"]) is not None:
                     claimed = await self.kit.storage.perform("claim_saga", worker=self.kit.worker.id, id=row["id"])
                     await self._resume_rows(claimed, retry_code=True)
+                    if not claimed:  # somebody, maybe this worker, has just looked at it and is about to let go of it
+                        self.kit.loop.call_later(_BACK_OFF_S, self.code_came)
             if len(page) < _BATCH:
                 return
 
