@@ -443,12 +443,14 @@ READS: Final = (
     "log_end",  # -> position and id of the log's last record, or no row
     "sagas_page",  # :state (or NULL) :saga (or NULL) :after (id, '' first) :limit -> rows of sagas, by id
     "sagas_by_ids",  # :ids (JSON array) -> rows of sagas
-    "next_wake",  # :sagas (JSON array of [name, version]) -> one row wake_at: smallest over unowned, unended sagas of
-    #               these definitions, or no row
+    "next_wake",  # :sagas (JSON array of [name, version]) -> one row wake_at: smallest over unended sagas of these
+    #               definitions that are unowned, or given to a worker that has not taken them, or no row
     "woken_sagas",  # :worker -> rows of sagas that :worker owns and to whose inbox somebody wrote (wake_at is set)
     "owned_sagas",  # :worker -> one column id: the unended sagas that :worker owns, by id
     "sagas_count",  # -> rows state, n (counted over all sagas)
     "live_workers",  # -> rows of workers where alive = 1
+    "worker_loads",  # -> of each living worker id, max_running, runs, held (how many unended sagas it owns, with those
+    #                  that are given to it), given (how many of them it has not taken), by id
     "streams_page",  # :prefix ('' all) :after (stream, '' first) :limit -> stream, version, events, last_at
     "due_schedules",  # :now :limit -> rows of schedules not paused, next_run <= :now, by next_run
     "next_schedule",  # -> one row next_run: smallest over schedules not paused, or no row
@@ -482,11 +484,14 @@ READS: Final = (
 """The named reads that every backend has, with their parameters and rows."""
 
 CLAIMS: Final = (
-    "claim_sagas",  # :worker :now :limit :sagas (JSON array of [name, version]) -> claims unended, unowned rows with
-    #                  wake_at <= :now and a registered definition: owner = :worker, fence + 1, wake_at NULL; the rows
+    "claim_sagas",  # :worker :now :limit :sagas (JSON array of [name, version]) -> claims unended rows of a registered
+    #                  definition: first those that are given to :worker, then those with wake_at <= :now that are
+    #                  unowned, then those that are given to others: owner = :worker, fence + 1, wake_at NULL; the rows
     "claim_saga",  # :worker :id -> the same for one unended, unowned saga, whatever its wake_at; 0 or 1 rows
-    "bury_worker",  # :id :incarnation :now -> alive = 0 (irrevocable), its sagas: owner '', wake_at :now; those rows.
-    #                 Claims give sagas to living workers only: what a dead one got would be found by nobody
+    "bury_worker",  # :id :incarnation :now -> alive = 0 (irrevocable), its sagas and those that are given to it:
+    #                 owner '', wake_at :now; those rows. Claims give sagas to living workers only: what a dead one got
+    #                 would be found by nobody
+    "prune_workers",  # :before -> deletes rows of workers that were buried before then and own nothing
     "release_sagas",  # :worker :fences (JSON object id -> fence) :now -> owner '', wake_at :now where owner is :worker
     #                   and the fence is still that one: late, it does not take what was claimed again since; the rows
     "delete_documents",  # :projection :generation -> deletes documents, parked keys and events of a generation

@@ -15,6 +15,7 @@ __all__ = [
     "COMMANDS",
     "DEAD_LETTERS",
     "DOCUMENTS",
+    "GIVEN",
     "PARKED_EVENTS",
     "PARKED_KEYS",
     "PROJECTIONS",
@@ -57,7 +58,7 @@ SAGAS: Final = Table(
         "saga": "text",  # the definition's name
         "saga_version": "integer",
         "state": "text",  # a WorkflowState
-        "owner": "text",  # worker id; '' when no worker has it
+        "owner": "text",  # worker id; '' when no worker has it; see GIVEN
         "fence": "integer",  # grows with each owner
         "wake_at": "integer",  # NULL: owned and running, or ended, or waiting for a signal alone
         "cursor": "integer",  # version of the inbox stream up to which the owner has read, at the last row write
@@ -66,6 +67,11 @@ SAGAS: Final = Table(
     },
 )
 """The index of sagas. Indexes: (owner) and (wake_at) where ended_at is NULL; (saga, id); (state, id)."""
+
+GIVEN: Final = "given:"
+"""What stands before a worker's id in `owner` while a saga is given to it. Until `wake_at` it is for that worker alone
+to claim, and from then on for any.
+"""
 
 SAGA_IDS: Final = Table(
     "saga_ids",
@@ -86,6 +92,9 @@ WORKERS: Final = Table(
         "pid": "integer",
         "started_at": "integer",
         "lease": "integer",  # microseconds that an unchanged counter leaves it alive; NULL where none counts
+        "max_running": "integer",  # how many sagas it has room for
+        "runs": "text",  # JSON: [[name, version], …]: the sagas that it can run
+        "died_at": "integer",  # by the clock of whoever buried it; NULL while it lives
     },
 )
 

@@ -8,6 +8,7 @@ import msgspec
 
 from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.storage.row_images import SHAPES
+from event_workflow_engine.storage.tables import GIVEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,12 +47,14 @@ def sagas_by_ids(store: MemoryState, *, ids: str) -> Rows:
 
 
 def next_wake(store: MemoryState, *, sagas: str) -> Rows:
-    """When the next saga of a registered definition that nobody runs is due."""
+    """When the next saga of a registered definition that nobody runs is due, or no longer for one worker alone."""
     registered = {(name, version) for name, version in msgspec.json.decode(sagas)}
     due = [
         row["wake_at"]
         for row in store.rows("sagas")
-        if _unowned(row) and row["wake_at"] is not None and (row["saga"], row["saga_version"]) in registered
+        if (_unowned(row) or _given(row))
+        and row["wake_at"] is not None
+        and (row["saga"], row["saga_version"]) in registered
     ]
     return [{"wake_at": min(due)}] if due else []
 
@@ -85,18 +88,18 @@ def sagas_count(store: MemoryState) -> Rows:
 
 
 def claim_sagas(store: MemoryState, *, worker: str, now: int, limit: int, sagas: str) -> Rows:
-    """Give due sagas of registered definitions to a living worker, those that wait longest first."""
+    """Give sagas of registered definitions to a living worker: those meant for it, then what is due, oldest first."""
     registered = {(name, version) for name, version in msgspec.json.decode(sagas)}
-    due = [
+    known = [
         row
         for row in store.rows("sagas")
-        if _unowned(row)
-        and row["wake_at"] is not None
-        and row["wake_at"] <= now
-        and (row["saga"], row["saga_version"]) in registered
+        if row["wake_at"] is not None and (row["saga"], row["saga_version"]) in registered
     ]
-    due.sort(key=lambda row: (row["wake_at"], row["id"]))
-    return _claimed(store, worker, due[:limit])
+    known.sort(key=lambda row: (row["wake_at"], row["id"]))
+    mine = [row for row in known if row["ended_at"] is None and row["owner"] == GIVEN + worker]
+    due = [row for row in known if _unowned(row) and row["wake_at"] <= now]
+    left = [row for row in known if _given(row) and row["owner"] != GIVEN + worker and row["wake_at"] <= now]
+    return _claimed(store, worker, (mine + due + left)[:limit])
 
 
 def claim_saga(store: MemoryState, *, worker: str, id: str) -> Rows:  # noqa: A002 - the contract's name
@@ -119,8 +122,8 @@ def bury_worker(store: MemoryState, *, id: str, incarnation: int, now: int) -> R
     """Declare one life of a worker dead, for ever, and free its sagas. Again: free what is still its own."""
     for row in store.rows("workers"):
         if row["id"] == id and row["incarnation"] == incarnation:
-            _put(store, "workers", row, alive=0)
-            owned = [r for r in store.rows("sagas") if r["owner"] == id and r["ended_at"] is None]
+            _put(store, "workers", row, alive=0, died_at=now if row["alive"] == 1 else row["died_at"])
+            owned = [r for r in store.rows("sagas") if r["owner"] in (id, GIVEN + id) and r["ended_at"] is None]
             return [_put(store, "sagas", r, owner="", wake_at=now) for r in owned]
     return []
 
@@ -130,8 +133,40 @@ def live_workers(store: MemoryState) -> Rows:
     return [row for row in store.rows("workers") if row["alive"] == 1]
 
 
+def worker_loads(store: MemoryState) -> Rows:
+    """How many sagas each living worker has, and of how many it has room for."""
+    owners = [row["owner"] for row in store.rows("sagas") if row["ended_at"] is None]
+    return [
+        {
+            "id": row["id"],
+            "max_running": row["max_running"],
+            "runs": row["runs"],
+            "held": owners.count(row["id"]) + owners.count(GIVEN + row["id"]),
+            "given": owners.count(GIVEN + row["id"]),
+        }
+        for row in live_workers(store)
+    ]
+
+
+def prune_workers(store: MemoryState, *, before: int) -> Rows:
+    """Forget workers that have long been dead, and of whom nothing is left."""
+    owners = {row["owner"] for row in store.rows("sagas") if row["ended_at"] is None}
+    owners |= {row["owner"] for row in store.rows("checkpoints")}
+    owners |= {row["worker"] for row in open_slots(store)}
+    for row in store.rows("workers"):
+        died_at = row["started_at"] if row["died_at"] is None else row["died_at"]
+        left = row["id"] in owners or GIVEN + row["id"] in owners
+        if row["alive"] == 0 and died_at is not None and died_at < before and not left:
+            del store.tables["workers"][row["id"],]
+    return []
+
+
 def _unowned(row: dict[str, Any]) -> bool:
     return row["owner"] == "" and row["ended_at"] is None
+
+
+def _given(row: dict[str, Any]) -> bool:
+    return str(row["owner"] or "").startswith(GIVEN) and row["ended_at"] is None
 
 
 def _claimed(store: MemoryState, worker: str, rows: Rows) -> Rows:
@@ -422,6 +457,7 @@ READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
         sagas_count,
         log_end,
         live_workers,
+        worker_loads,
         streams_page,
         due_schedules,
         next_schedule,
@@ -448,5 +484,13 @@ READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
 
 CLAIM_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
     function.__name__: function
-    for function in (claim_sagas, claim_saga, bury_worker, release_sagas, delete_documents, swap_projection)
+    for function in (
+        claim_sagas,
+        claim_saga,
+        bury_worker,
+        prune_workers,
+        release_sagas,
+        delete_documents,
+        swap_projection,
+    )
 }

@@ -43,6 +43,65 @@ class ClaimCases(Cases):
         assert await self._claim(storage) == []
         assert await storage.get("sagas", ("s1",)) == first[0]
 
+    async def test_a_given_saga_is_for_one_worker_alone_until_its_time(self, storage: Storage) -> None:
+        """It comes before what is due, and only where its definition is known; from its time on anybody may claim it."""
+        await storage.write(row_unit(worker("w1"), worker("w2"), saga("due"), saga("x", owner="queue:q", wake_at=1)))
+        await storage.write(row_unit(*(saga(f"g{n}", owner="given:w1", wake_at=20 + n, fence=4) for n in range(3))))
+        await storage.write(row_unit(saga("foreign", owner="given:w1", saga="order"), saga("later", wake_at=90)))
+        assert (await storage.query("next_wake", sagas=TRIPS))[0]["wake_at"] == 10
+        assert _ids(await self._claim(storage, by="w2")) == ["due"]
+        assert await storage.query("next_wake", sagas=TRIPS) == [{"wake_at": 20}]
+        assert await self._claim(storage, by="w2", now=19) == []
+        (first,) = await self._claim(storage, limit=1)
+        assert (first["id"], first["owner"], first["fence"], first["wake_at"]) == ("g0", "w1", 5, None)
+        assert _ids(await self._claim(storage, by="w2", now=21)) == ["g1"]
+        assert _ids(await self._claim(storage)) == ["g2"]
+        assert await storage.query("next_wake", sagas=TRIPS) == [{"wake_at": 90}]
+        await storage.write(row_unit(saga("own", owner="given:w1", wake_at=99), saga("more")))
+        assert _ids(await self._claim(storage, limit=1)) == ["own"], "its own before the others, and no more than asked"
+
+    async def test_loads_are_counted_from_rows(self, storage: Storage) -> None:
+        """What a living worker owns, with what is given to it; not what has ended, waits for its turn, or is free."""
+        room = Row("workers", "update", ("w1",), {"max_running": 7, "runs": TRIPS})
+        await storage.write(row_unit(worker("w1"), room, worker("w2"), worker("w3", alive=0)))
+        await storage.write(row_unit(*(saga(f"a{n}", owner="w1", wake_at=None) for n in range(3))))
+        await storage.write(row_unit(saga("b", owner="given:w1"), saga("c", owner="w3"), saga("d", owner="queue:w1")))
+        await storage.write(row_unit(saga("e", owner="w1", ended_at=3), saga("f")))
+        assert await storage.query("worker_loads") == [
+            {"id": "w1", "max_running": 7, "runs": TRIPS, "held": 4, "given": 1},
+            {"id": "w2", "max_running": None, "runs": None, "held": 0, "given": 0},
+        ]
+
+    async def test_burial_frees_what_was_given(self, storage: Storage) -> None:
+        """Nobody waits for its time: whoever would have taken it is dead."""
+        await storage.write(row_unit(worker("w1"), worker("w2"), saga("a", owner="given:w1", wake_at=900)))
+        await storage.write(row_unit(saga("b", owner="given:w2", wake_at=900)))
+        (row,) = await storage.perform("bury_worker", id="w1", incarnation=1, now=7)
+        assert (row["id"], row["owner"], row["wake_at"]) == ("a", "", 7)
+        assert _ids(await self._claim(storage, by="w2")) == ["a", "b"]
+
+    async def test_workers_that_are_long_dead_are_forgotten(self, storage: Storage) -> None:
+        """Not those of whom anything is left; and none of its lives can write, whatever becomes of the row."""
+        names = ["lives", "late", "owner", "given", "feeds", "slot", "gone"]
+        await storage.write(row_unit(*(worker(name) for name in names)))
+        for name in names[1:]:
+            await storage.perform("bury_worker", id=name, incarnation=1, now=9 if name == "late" else 5)
+        await storage.perform("bury_worker", id="gone", incarnation=1, now=9)  # again: it died when it did
+        await storage.write(row_unit(saga("a", owner="owner"), saga("b", owner="given:given")))
+        await storage.write(row_unit(Row("checkpoints", "insert", ("subscription:x",), {"owner": "feeds"})))
+        await storage.write(row_unit(Row("slots", "insert", ("s", 1), {"worker": "slot", "done": 0})))
+        with pytest.raises(OwnershipLostError):
+            await storage.write(unit(events("x"), by=WorkerRef("gone", 1)))
+        await storage.perform("prune_workers", before=9)
+        left = [name for name in names if await storage.get("workers", (name,)) is not None]
+        assert left == names[:-1]
+        with pytest.raises(OwnershipLostError):
+            await storage.write(unit(events("x"), by=WorkerRef("gone", 1)))
+        await storage.write(row_unit(Row("workers", "insert", ("gone",), {"incarnation": 2, "alive": 1})))
+        with pytest.raises(OwnershipLostError):
+            await storage.write(unit(events("x"), by=WorkerRef("gone", 1)))
+        await storage.write(unit(events("x"), by=WorkerRef("gone", 2)))
+
     async def test_many_claim_at_once(self, storage: Storage) -> None:
         """Every saga goes to one of them."""
         names = [f"w{n}" for n in range(8)]

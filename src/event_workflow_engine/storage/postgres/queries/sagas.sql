@@ -11,9 +11,17 @@ LIMIT :limit;
 SELECT * FROM ewe.sagas WHERE id IN (SELECT jsonb_array_elements_text(:ids::jsonb)) ORDER BY id;
 
 -- name: next_wake
-SELECT wake_at FROM ewe.sagas
-WHERE ended_at IS NULL AND owner = '' AND wake_at IS NOT NULL
-  AND jsonb_build_array(saga, saga_version) IN (SELECT jsonb_array_elements(:sagas::jsonb))
+-- Of those that nobody has, and of the few that are given to somebody, who has not taken them.
+SELECT wake_at FROM (
+    (SELECT wake_at FROM ewe.sagas
+     WHERE ended_at IS NULL AND owner = '' AND wake_at IS NOT NULL
+       AND jsonb_build_array(saga, saga_version) IN (SELECT jsonb_array_elements(:sagas::jsonb))
+     ORDER BY wake_at
+     LIMIT 1)
+    UNION ALL
+    SELECT wake_at FROM ewe.sagas
+    WHERE ended_at IS NULL AND owner <> '' AND wake_at IS NOT NULL AND owner >= 'given:' AND owner < 'given;'
+      AND jsonb_build_array(saga, saga_version) IN (SELECT jsonb_array_elements(:sagas::jsonb))) AS waits
 ORDER BY wake_at
 LIMIT 1;
 
@@ -31,18 +39,41 @@ SELECT state, count(*) AS n FROM ewe.sagas GROUP BY state ORDER BY state NULLS F
 -- name: live_workers
 SELECT * FROM ewe.workers WHERE alive = 1 ORDER BY id;
 
+-- name: worker_loads
+SELECT id, max_running, runs, has + given AS held, given FROM (
+    SELECT w.id, w.max_running, w.runs,
+        (SELECT count(*) FROM ewe.sagas AS s WHERE s.ended_at IS NULL AND s.owner <> '' AND s.owner = w.id) AS has,
+        (SELECT count(*) FROM ewe.sagas AS s
+         WHERE s.ended_at IS NULL AND s.owner <> '' AND s.owner = 'given:' || w.id) AS given
+    FROM ewe.workers AS w WHERE w.alive = 1) AS loads
+ORDER BY id;
+
 -- name: claim_sagas
 -- returns: sagas
--- Only to a worker that lives: what a dead one got would be found by nobody.
+-- First what is given to this worker, then what is due, then what was given to others and not taken in time. Only to a
+-- worker that lives: what a dead one got would be found by nobody.
 UPDATE ewe.sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
-WHERE id = ANY (ARRAY(
+WHERE id = ANY ((ARRAY(
+    SELECT id FROM ewe.sagas
+    WHERE ended_at IS NULL AND owner <> '' AND wake_at IS NOT NULL AND owner = 'given:' || :worker
+      AND jsonb_build_array(saga, saga_version) IN (SELECT jsonb_array_elements(:sagas::jsonb))
+    ORDER BY wake_at, id
+    LIMIT :limit
+    FOR UPDATE OF sagas SKIP LOCKED) || ARRAY(
     SELECT id FROM ewe.sagas
     WHERE ended_at IS NULL AND owner = '' AND wake_at <= :now
       AND jsonb_build_array(saga, saga_version) IN (SELECT jsonb_array_elements(:sagas::jsonb))
-      AND EXISTS (SELECT FROM ewe.workers WHERE workers.id = :worker AND alive = 1)
     ORDER BY wake_at, id
     LIMIT :limit
-    FOR UPDATE OF sagas SKIP LOCKED))
+    FOR UPDATE OF sagas SKIP LOCKED) || ARRAY(
+    SELECT id FROM ewe.sagas
+    WHERE ended_at IS NULL AND owner <> '' AND wake_at IS NOT NULL AND owner >= 'given:' AND owner < 'given;'
+      AND wake_at <= :now AND owner <> 'given:' || :worker
+      AND jsonb_build_array(saga, saga_version) IN (SELECT jsonb_array_elements(:sagas::jsonb))
+    ORDER BY wake_at, id
+    LIMIT :limit
+    FOR UPDATE OF sagas SKIP LOCKED))[1 : (:limit)::int])
+  AND EXISTS (SELECT FROM ewe.workers WHERE workers.id = :worker AND alive = 1)
 RETURNING xmin::text::bigint AS row_version, sagas.*;
 
 -- name: claim_saga
@@ -65,9 +96,19 @@ RETURNING xmin::text::bigint AS row_version, sagas.*;
 -- changes: workers
 -- returns: sagas
 -- May be repeated: it frees what a worker that is dead already still owns.
-UPDATE ewe.workers SET alive = 0 WHERE id = :id AND incarnation = :incarnation;
+UPDATE ewe.workers SET alive = 0, died_at = CASE WHEN alive = 1 THEN :now ELSE died_at END
+WHERE id = :id AND incarnation = :incarnation;
 
 UPDATE ewe.sagas SET owner = '', wake_at = :now
-WHERE owner = :id AND owner <> '' AND ended_at IS NULL
+WHERE owner IN (:id, 'given:' || :id) AND owner <> '' AND ended_at IS NULL
   AND EXISTS (SELECT FROM ewe.workers WHERE workers.id = :id AND incarnation = :incarnation AND alive = 0)
 RETURNING xmin::text::bigint AS row_version, sagas.*;
+
+-- name: prune_workers
+-- changes: workers
+DELETE FROM ewe.workers AS w
+WHERE w.alive = 0 AND coalesce(w.died_at, w.started_at) < :before
+  AND NOT EXISTS (SELECT FROM ewe.sagas AS s WHERE s.ended_at IS NULL AND s.owner <> '' AND s.owner = w.id)
+  AND NOT EXISTS (SELECT FROM ewe.sagas AS s WHERE s.ended_at IS NULL AND s.owner <> '' AND s.owner = 'given:' || w.id)
+  AND NOT EXISTS (SELECT FROM ewe.checkpoints AS c WHERE c.owner = w.id)
+  AND NOT EXISTS (SELECT FROM ewe.slots AS l WHERE l.worker = w.id AND l.done = 0);

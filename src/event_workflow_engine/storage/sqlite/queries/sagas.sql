@@ -22,11 +22,22 @@ LIMIT :limit;
 SELECT * FROM sagas WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY id;
 
 -- name: next_wake
-SELECT wake_at FROM sagas
-WHERE ended_at IS NULL AND owner = '' AND wake_at IS NOT NULL
-  AND EXISTS (SELECT 1 FROM json_each(:sagas) AS r
-              WHERE json_extract(r.value, '$[0]') = sagas.saga
-                AND json_extract(r.value, '$[1]') = sagas.saga_version)
+-- Of those that nobody has, and of the few that are given to somebody, who has not taken them.
+SELECT wake_at FROM (
+    SELECT * FROM (
+        SELECT wake_at FROM sagas
+        WHERE ended_at IS NULL AND owner = '' AND wake_at IS NOT NULL
+          AND EXISTS (SELECT 1 FROM json_each(:sagas) AS r
+                      WHERE json_extract(r.value, '$[0]') = sagas.saga
+                        AND json_extract(r.value, '$[1]') = sagas.saga_version)
+        ORDER BY wake_at
+        LIMIT 1)
+    UNION ALL
+    SELECT wake_at FROM sagas INDEXED BY sagas_woken
+    WHERE ended_at IS NULL AND owner <> '' AND wake_at IS NOT NULL AND owner >= 'given:' AND owner < 'given;'
+      AND EXISTS (SELECT 1 FROM json_each(:sagas) AS r
+                  WHERE json_extract(r.value, '$[0]') = sagas.saga
+                    AND json_extract(r.value, '$[1]') = sagas.saga_version))
 ORDER BY wake_at
 LIMIT 1;
 
@@ -44,17 +55,44 @@ SELECT state, count(*) AS n FROM sagas GROUP BY state ORDER BY state;
 -- name: live_workers
 SELECT * FROM workers WHERE alive = 1 ORDER BY id;
 
+-- name: worker_loads
+SELECT id, max_running, runs, has + given AS held, given FROM (
+    SELECT w.id, w.max_running, w.runs,
+        (SELECT count(*) FROM sagas AS s WHERE s.ended_at IS NULL AND s.owner <> '' AND s.owner = w.id) AS has,
+        (SELECT count(*) FROM sagas AS s
+         WHERE s.ended_at IS NULL AND s.owner <> '' AND s.owner = 'given:' || w.id) AS given
+    FROM workers AS w WHERE w.alive = 1)
+ORDER BY id;
+
 -- name: claim_sagas
 -- returns: sagas
--- Only to a worker that lives: what a dead one got would be found by nobody.
+-- First what is given to this worker, then what is due, then what was given to others and not taken in time. Only to a
+-- worker that lives: what a dead one got would be found by nobody.
 UPDATE sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
 WHERE id IN (
-    SELECT id FROM sagas
-    WHERE ended_at IS NULL AND owner = '' AND wake_at <= :now
-      AND EXISTS (SELECT 1 FROM json_each(:sagas) AS r
-                  WHERE json_extract(r.value, '$[0]') = sagas.saga
-                    AND json_extract(r.value, '$[1]') = sagas.saga_version)
-    ORDER BY wake_at, id
+    SELECT id FROM (
+        SELECT 1 AS turn, id, wake_at FROM sagas INDEXED BY sagas_woken
+        WHERE ended_at IS NULL AND owner <> '' AND wake_at IS NOT NULL AND owner = 'given:' || :worker
+          AND EXISTS (SELECT 1 FROM json_each(:sagas) AS r
+                      WHERE json_extract(r.value, '$[0]') = sagas.saga
+                        AND json_extract(r.value, '$[1]') = sagas.saga_version)
+        UNION ALL
+        SELECT * FROM (
+            SELECT 2, id, wake_at FROM sagas
+            WHERE ended_at IS NULL AND owner = '' AND wake_at <= :now
+              AND EXISTS (SELECT 1 FROM json_each(:sagas) AS r
+                          WHERE json_extract(r.value, '$[0]') = sagas.saga
+                            AND json_extract(r.value, '$[1]') = sagas.saga_version)
+            ORDER BY wake_at, id
+            LIMIT :limit)
+        UNION ALL
+        SELECT 3, id, wake_at FROM sagas INDEXED BY sagas_woken
+        WHERE ended_at IS NULL AND owner <> '' AND wake_at IS NOT NULL AND owner >= 'given:' AND owner < 'given;'
+          AND wake_at <= :now AND owner <> 'given:' || :worker
+          AND EXISTS (SELECT 1 FROM json_each(:sagas) AS r
+                      WHERE json_extract(r.value, '$[0]') = sagas.saga
+                        AND json_extract(r.value, '$[1]') = sagas.saga_version))
+    ORDER BY turn, wake_at, id
     LIMIT :limit)
   AND EXISTS (SELECT 1 FROM workers WHERE workers.id = :worker AND alive = 1)
 RETURNING *;
@@ -76,9 +114,20 @@ RETURNING *;
 -- changes: workers
 -- returns: sagas
 -- May be repeated: it frees what a worker that is dead already still owns.
-UPDATE workers SET alive = 0 WHERE id = :id AND incarnation = :incarnation;
+UPDATE workers SET alive = 0, died_at = CASE WHEN alive = 1 THEN :now ELSE died_at END
+WHERE id = :id AND incarnation = :incarnation;
 
 UPDATE sagas SET owner = '', wake_at = :now
-WHERE owner = :id AND owner <> '' AND ended_at IS NULL
+WHERE owner IN (:id, 'given:' || :id) AND owner <> '' AND ended_at IS NULL
   AND EXISTS (SELECT 1 FROM workers WHERE workers.id = :id AND incarnation = :incarnation AND alive = 0)
 RETURNING *;
+
+-- name: prune_workers
+-- changes: workers
+DELETE FROM workers
+WHERE alive = 0 AND coalesce(died_at, started_at) < :before
+  AND NOT EXISTS (SELECT 1 FROM sagas AS s WHERE s.ended_at IS NULL AND s.owner <> '' AND s.owner = workers.id)
+  AND NOT EXISTS (SELECT 1 FROM sagas AS s
+                  WHERE s.ended_at IS NULL AND s.owner <> '' AND s.owner = 'given:' || workers.id)
+  AND NOT EXISTS (SELECT 1 FROM checkpoints AS c WHERE c.owner = workers.id)
+  AND NOT EXISTS (SELECT 1 FROM slots AS l WHERE l.worker = workers.id AND l.done = 0);
