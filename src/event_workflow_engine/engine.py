@@ -33,6 +33,7 @@ from event_workflow_engine.timers import Alarms
 from event_workflow_engine.workers import Worker
 
 if TYPE_CHECKING:
+    from event_workflow_engine.runner.balance import Tolerance
     from event_workflow_engine.saga import Saga
     from event_workflow_engine.storage.port import Storage
 
@@ -330,6 +331,10 @@ class WorkflowEngine:
     def intercept(self, interceptor: Interceptor) -> None:
         """Let something stand in for actions and compensations, from the next time that the engine is entered."""
         self._intercept = interceptor
+
+    def balance(self, tolerance: Tolerance) -> None:
+        """Have sagas go to workers with fewer sooner or later than they do, from the next time that it is entered."""
+        self._keeper.tolerance = tolerance
 
     @property
     def is_idle(self) -> bool:

@@ -24,11 +24,21 @@ __all__ = ["Worker", "WorkerOwner"]
 
 _log: Final = logging.getLogger("event_workflow_engine.workers")
 _MICROS: Final = 1_000_000
+_REMEMBERED: Final = 24 * 3600 * _MICROS
+_PRUNE_EVERY_S: Final = 3600.0
 _MISSED_BEAT: Final = 0.25  # of the time between two, after which one that failed is tried again
 
 
 class WorkerOwner(Protocol):
     """Whom a worker tells what became of it and of others."""
+
+    def offer(self) -> dict[str, Any]:
+        """What others should know of it: columns of its row. `Worker` looks now and then whether it has changed."""
+        ...
+
+    def worker_came(self) -> None:
+        """Another worker has come."""
+        ...
 
     def worker_gone(self) -> None:
         """Another worker has died or signed off: what it had is free."""
@@ -65,6 +75,8 @@ class Worker:
         self._beat = 0
         self._in_doubt = False
         self._others: set[str] = set()
+        self._offered: dict[str, Any] = {}
+        self._prune_at = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -80,6 +92,7 @@ class Worker:
 
     async def _register(self, op: Literal["insert", "update"], where: dict[str, Any]) -> None:
         now = self._now()
+        self._offered = self._owner.offer()
         values = {
             "incarnation": self.ref.incarnation,
             "alive": 1,
@@ -88,6 +101,8 @@ class Worker:
             "pid": os.getpid(),
             "started_at": now,
             "lease": None if self._liveness.lease is None else math.ceil(self._liveness.lease * _MICROS),
+            "died_at": None,
+            **self._offered,
         }
         await self._storage.write(Unit(uuid7(), now, rows=(Row("workers", op, (self.ref.id,), values, where),)))
 
@@ -146,6 +161,17 @@ class Worker:
         known = {} if row is None else {"incarnation": row["incarnation"], "alive": row["alive"]}
         await self._register("insert" if row is None else "update", known)
 
+    async def _tell(self) -> None:
+        """Have its row say what it offers, where that has changed. One that is dead tells it in its next life."""
+        offer = self._owner.offer()
+        if offer != self._offered:
+            alive = {"incarnation": self.ref.incarnation, "alive": 1}
+            with contextlib.suppress(RowConflictError):
+                await self._storage.write(
+                    Unit(uuid7(), self._now(), rows=(Row("workers", "update", (self.ref.id,), offer, alive),))
+                )
+            self._offered = offer
+
     # -- others ------------------------------------------------------------------------------------------------------
 
     async def bury_the_dead(self) -> bool:
@@ -164,7 +190,15 @@ class Worker:
             _log.log(level, "worker %s (pid %s on %s) is gone; %d of its sagas go on elsewhere", row["id"], row["pid"],
                      row["host"], len(freed))  # fmt: skip
         self._others = others
+        if not others <= before:
+            self._owner.worker_came()
         return not before <= others
+
+    async def _prune(self) -> None:
+        """Forget those that have been dead for a day. One that comes back to life all the same registers anew."""
+        if self._liveness.time() >= self._prune_at:
+            self._prune_at = self._liveness.time() + _PRUNE_EVERY_S
+            await self._storage.perform("prune_workers", before=self._now() - _REMEMBERED)
 
     async def _look(self) -> None:
         while True:
@@ -172,5 +206,7 @@ class Worker:
             try:
                 if await self.bury_the_dead():
                     self._owner.worker_gone()
+                await self._tell()
+                await self._prune()
             except StorageError as error:
                 _log.warning("could not look for dead workers, trying again: %s", error)

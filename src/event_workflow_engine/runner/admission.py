@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.runner.definitions import Definitions
     from event_workflow_engine.runner.kit import Kit
+    from event_workflow_engine.runner.run import SagaRun
     from event_workflow_engine.storage.port import Record, Rows
 
 __all__ = ["Admission", "Plan", "planned"]
@@ -145,6 +146,12 @@ class Admission:
         me = self._kit.worker.id
         others = (unit for unit in units if unit.worker is None or unit.worker.id != me)
         return any(row.table in _TABLES for unit in others for row in unit.rows)
+
+    def keeps(self, run: SagaRun) -> bool:
+        """Whether a saga stays with this worker, since its queue limits what each has: elsewhere may be no place."""
+        place = run.journal.queue
+        limits = None if place is None else self._limits.get(place.queue)
+        return place is not None and (limits is None or limits.worker_limit is not None)
 
     def is_full(self, queue: h.InQueue | None) -> bool:
         """Whether this worker has as many sagas of a queue as it may."""

@@ -24,6 +24,8 @@ from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import inbox_stream, saga_stream
 from event_workflow_engine.locks import SagaLocks
 from event_workflow_engine.runner.admission import Admission
+from event_workflow_engine.runner.balance import Tolerance
+from event_workflow_engine.runner.balancing import Balancer
 from event_workflow_engine.runner.ends import Ends
 from event_workflow_engine.runner.resume import resume
 from event_workflow_engine.runner.run import SagaRun
@@ -31,6 +33,7 @@ from event_workflow_engine.runner.starting import new_saga, same_or_conflict, ta
 from event_workflow_engine.saga import Saga, StepSpec
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Row, Unit
+from event_workflow_engine.storage.tables import GIVEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -87,6 +90,8 @@ class SagaKeeper:
         self._accepting = False
         self._removers: list[Callable[[], None]] = []
         self._admission: Admission
+        self._balancer: Balancer | None = None
+        self.tolerance = Tolerance()
         self._claiming = False
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -114,6 +119,8 @@ class SagaKeeper:
         self._removers = [kit.storage.add_commit_hook(self._committed), kit.storage.add_bell(self._rung)]
         if self._config.worker:
             self._claimer = asyncio.create_task(self._claim_for_ever(), name="ewe-claims")
+            self._balancer = Balancer(kit, self._runs, self.tolerance, self._admission.keeps)
+            self._balancer.start()
 
     async def stop(self) -> None:
         """Let running actions end, hand every saga over, and wait for code that was cut off."""
@@ -122,6 +129,9 @@ class SagaKeeper:
             self._claimer.cancel()
             await asyncio.gather(self._claimer, return_exceptions=True)
             self._claimer = None
+        if self._balancer is not None:
+            await self._balancer.stop()
+            self._balancer = None
         if self._due_alarm is not None:  # of this life's alarms: the next life's would wait for one that never rings
             self._due_alarm.cancel()
             self._due_alarm = None
@@ -337,7 +347,7 @@ class SagaKeeper:
 
     def _committed(self, batch: Sequence[tuple[Unit, Written]]) -> None:
         self._own_commit = True
-        runs = self._runs
+        runs, me = self._runs, self.kit.worker.id
         if self._admission.moved_by(unit for unit, _ in batch):
             self._due.set()
         for unit, _ in batch:
@@ -351,6 +361,8 @@ class SagaKeeper:
                         self._due.set()
                 elif stream.startswith("saga-"):  # a new one that nobody owns
                     self._due.set()
+            elif unit.worker is not None and unit.worker.id != me and _gives(unit, me):
+                self._due.set()  # by another engine in this process
 
     def _rung(self) -> None:
         """Something was committed; where no commit hook ran before, by another process, maybe for a saga of ours."""
@@ -393,6 +405,15 @@ class SagaKeeper:
     def poke(self) -> None:
         """Sagas may have become free: claim what there is room for."""
         self._due.set()
+
+    def offer(self) -> dict[str, Any]:
+        """See `WorkerOwner.offer`."""
+        return {"max_running": self._config.max_running, "runs": self._definitions.names_json}
+
+    def worker_came(self) -> None:
+        """See `WorkerOwner.worker_came`."""
+        if self._balancer is not None:
+            self._balancer.worker_came()
 
     def worker_gone(self) -> None:
         """See `WorkerOwner.worker_gone`."""
@@ -532,6 +553,8 @@ class SagaKeeper:
     async def _resume_rows(self, rows: Sequence[dict[str, Any]], *, retry_code: bool = False) -> None:
         if not rows:
             return
+        if self._balancer is not None:
+            self._balancer.claimed(rows)
         streams = [stream for row in rows for stream in (saga_stream(row["id"]), inbox_stream(row["id"]))]
         by_stream: defaultdict[str, list[Record]] = defaultdict(list)
         for record in await self.kit.storage.read_streams(streams):
@@ -575,3 +598,7 @@ class SagaKeeper:
         kit, stands = self.kit, {"state": WorkflowState.NEEDS_INTERVENTION.value, "owner": "", "wake_at": None}
         row = Row("sagas", "update", (run.saga_id,), stands, {"owner": kit.worker.id, "fence": run.fence})
         await kit.storage.write(Unit(uuid7(), kit.now(), rows=(row,), worker=kit.worker))
+
+
+def _gives(unit: Unit, worker: str) -> bool:
+    return any(row.table == "sagas" and row.values.get("owner") == GIVEN + worker for row in unit.rows)

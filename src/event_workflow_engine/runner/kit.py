@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Storage, WorkerRef
     from event_workflow_engine.timers import Alarms
 
-__all__ = ["Host", "Interceptor", "Kit"]
+__all__ = ["Giving", "Host", "Interceptor", "Kit"]
 
 Interceptor = Callable[[Callable[..., Any]], Callable[..., Any] | None]
 """Asked for each action and compensation: the async function that stands in for it; ``None``: none does."""
@@ -50,6 +50,23 @@ class Host(Protocol):
         ...
 
 
+class Giving(Protocol):
+    """Gives sagas to other workers."""
+
+    @property
+    def until(self) -> int:
+        """Until when a saga that leaves now is for its receiver alone."""
+        ...
+
+    def receiver(self, run: SagaRun) -> str:
+        """Which worker may have a saga; ``""``: none."""
+        ...
+
+    def take(self, run: SagaRun) -> str:
+        """The same, and it leaves."""
+        ...
+
+
 class Kit:
     """The shared parts, put together by the engine for each time that it is entered.
 
@@ -63,6 +80,7 @@ class Kit:
         "clock",
         "codec",
         "context",
+        "giving",
         "host",
         "intercept",
         "is_sure",
@@ -101,6 +119,7 @@ class Kit:
         self.is_sure = is_sure
         self.context = context
         self.host = host
+        self.giving: Giving | None = None
         self.intercept = intercept
 
     def doubt(self) -> OwnershipLostError | None:

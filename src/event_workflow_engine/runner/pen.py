@@ -10,6 +10,7 @@ from event_workflow_engine.journal import inbox_stream, saga_stream
 from event_workflow_engine.queues import leaving
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
+from event_workflow_engine.storage.tables import GIVEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,6 +135,23 @@ class Pen:
         self._new_rows = ()
         self.stored += len(facts)
         self._row_state = self._sent_state
+
+    def leaving(self, facts: list[Any], journal: Journal, receiver: str, until: int) -> Unit:
+        """The last unit here of a saga that goes on elsewhere. What is in its inbox is read by who has it next.
+
+        Args:
+            facts: What came up, and that it is handed over.
+            journal: Folded with `facts`.
+            receiver: The worker that it is given to; ``""``: whoever claims it.
+            until: When anybody may claim it.
+        """
+        now, unit_id = self._kit.now(), uuid7()
+        self._sent_state = journal.state
+        record = NewRecord(unit_id, _type_of(facts), h.encode_facts(facts), count=len(facts))
+        owner = GIVEN + receiver if receiver else ""
+        values = {"state": journal.state.value, "owner": owner, "wake_at": until, "cursor": self.seen}
+        row = Row("sagas", "update", (self._saga_id,), values, self._owned)
+        return Unit(unit_id, now, (Append(self._stream, (record,), self.stored),), (row,), self._kit.worker)
 
     async def hand_over(self) -> None:
         """Give the saga to whoever claims it next, and say that what was cut off is no interruption."""

@@ -27,6 +27,7 @@ from event_workflow_engine.runner.commands import (
 )
 from event_workflow_engine.runner.due import fire_due, next_wake
 from event_workflow_engine.runner.graph import GraphScript
+from event_workflow_engine.runner.leaving import is_under_way, is_wanted_elsewhere, last_unit
 from event_workflow_engine.runner.mail import Mail
 from event_workflow_engine.runner.pen import Pen
 from event_workflow_engine.runner.rollback import Rollback
@@ -60,10 +61,10 @@ class SagaRun:
 
     __slots__ = (
         "_aboard", "_alarm", "_attempts", "_calls", "_ending", "_facts", "_finish", "_held", "_interrupted",
-        "_landing", "_mail", "_rollback", "_waits_for_mail", "accepted", "by_name", "cause", "closed", "context",
+        "_landing", "_mail", "_rollback", "accepted", "by_name", "cause", "closed", "context",
         "correlation_id", "dag", "doom", "draining", "fence", "flying", "handed_over", "holds", "input", "journal",
         "key_prefix", "kit", "parked_until", "parking", "pen", "place", "replay", "results", "saga", "saga_id",
-        "script", "starting",
+        "script", "since", "starting", "waits_for_mail", "withheld", "withholds",
     )  # fmt: skip
 
     def __init__(self, kit: Kit, saga: Saga[Any, Any], dag: Dag, saga_id: str, fence: int) -> None:
@@ -107,10 +108,13 @@ class SagaRun:
         self._attempts: dict[str, Attempt] = {}
         self._ending: Sequence[asyncio.Future[Any]] = ()
         self._interrupted: tuple[tuple[StartStep, int, int], ...] = ()
+        self.since = kit.loop.time()
+        self.withholds = False  # what comes next begins elsewhere
+        self.withheld = False  # and there was something: it leaves memory as soon as nothing of it runs
         self.starting: list[str] = []  # steps whose start has come up, and is not on disk
         self._aboard = 0  # so many of them, from the first, go with the unit in flight
         self._alarm: Alarm | None = None
-        self._waits_for_mail = False
+        self.waits_for_mail = False
         self._landing: asyncio.Future[None] | None = None
         """Made for who waits for the unit in flight."""
 
@@ -258,6 +262,9 @@ class SagaRun:
             self.obey(replay.loose)
 
     def _start(self, command: StartStep, attempt: int, interruptions: int) -> None:
+        if self.withholds or self.draining:
+            self.withheld = True  # no start is in the journal, so whoever has the saga next begins it
+            return
         undo = None
         compensation = command.spec.compensation
         if command.args is not None and compensation is not None and attempt == 1:
@@ -316,6 +323,7 @@ class SagaRun:
         step = attempt.name
         del self._attempts[step]
         command = self._calls[step]
+        self.withholds = is_wanted_elsewhere(self)
         if error is None:
             fact, value = record_success(self, command, value)
             if isinstance(fact, h.StepUnknown):
@@ -329,13 +337,16 @@ class SagaRun:
         self.emit(fact)
         if self.journal.steps[step].settled:
             self._settled(step, fact, value, error)
+        self.withholds = False
         self.flush()
 
     def attempt_settled(self, step: str, fact: Any, value: Any) -> None:
         """An action has succeeded, and the record of that is on disk with what it wrote."""
         del self._attempts[step]
+        self.withholds = is_wanted_elsewhere(self)
         self.by_name[step] = value
         self._settled(step, fact, value, None)
+        self.withholds = False
         self.flush()
 
     def _settled(self, step: str, fact: Any, value: Any, error: BaseException | None) -> None:
@@ -373,14 +384,16 @@ class SagaRun:
 
     def next_unit(self) -> Unit | None:
         """What has come up, in flight from here on; ``None`` while a unit is, or where there is nothing to say."""
-        if self.flying is not None or self._waits_for_mail or self.closed:
+        if self.flying is not None or self.waits_for_mail or self.closed:
             return None
         journal = self.journal
         wake: int | None = None
         park = False
         rollback = self._rollback
-        undoing = rollback is not None and (rollback.busy or rollback.starting)
-        if not (self._attempts or self.starting or undoing or journal.ended):
+        busy = self.busy
+        if self.withheld and not busy and is_under_way(self):
+            return last_unit(self)
+        if not (busy or journal.ended):
             wake = next_wake(self)
             park = wake is None or wake - self.kit.now() > _RESIDENT or self.pen.undecided > 0
         if not self._facts and not park:
@@ -391,16 +404,27 @@ class SagaRun:
                     return self.next_unit()
             self._set_alarm(wake)
             return None
+        facts = self.board(wake, park=park)
+        self._aboard = len(self.starting)
+        if rollback is not None:
+            rollback.board()
+        return self.pen.unit(facts, self.journal, wake, park=park)
+
+    def board(self, wake: int | None, *, park: bool) -> list[Any]:
+        """What has come up is in flight from here on; with `park` the saga leaves memory when that is on disk."""
         facts, self._facts = self._facts, []
         self.parking = park
         self.parked_until = wake
         self.flying = facts
-        self._aboard = len(self.starting)
-        if rollback is not None:
-            rollback.board()
         if park and self._alarm is not None:
             self._alarm.cancel()
-        return self.pen.unit(facts, self.journal, wake, park=park)
+        return facts
+
+    @property
+    def busy(self) -> bool:
+        """Whether code of it runs, or is about to."""
+        undoing = self._rollback is not None and (self._rollback.busy or bool(self._rollback.starting))
+        return bool(self._attempts or self.starting) or undoing
 
     def told(self, verdict: Written | Exception) -> None:
         """What became of the unit in flight."""
@@ -438,7 +462,7 @@ class SagaRun:
         # Somebody wrote to the inbox meanwhile. Nothing of the unit was stored: it grows by what came, and goes again.
         self._facts = facts + self._facts
         self.parking = False
-        self._waits_for_mail = True
+        self.waits_for_mail = True
         self.mail.look()
 
     def lose(self, error: BaseException) -> None:
@@ -448,7 +472,7 @@ class SagaRun:
 
     def mail_read(self) -> None:
         """The inbox has been read to its end."""
-        self._waits_for_mail = False
+        self.waits_for_mail = False
         self.flush()
 
     def _act(self) -> None:
@@ -493,7 +517,7 @@ class SagaRun:
 
     def ring(self) -> None:
         """Something is due: timers, retries, the deadline."""
-        stands = self.paused or self.journal.state is WorkflowState.NEEDS_INTERVENTION
+        stands = self.paused or self.draining or self.journal.state is WorkflowState.NEEDS_INTERVENTION
         if self.closed or self.parking or stands or self.journal.ended:  # its end may wait for the next unit
             return
         fire_due(self)

@@ -44,7 +44,7 @@ class ClaimCases(Cases):
         assert await storage.get("sagas", ("s1",)) == first[0]
 
     async def test_a_given_saga_is_for_one_worker_alone_until_its_time(self, storage: Storage) -> None:
-        """It comes before what is due, and only where its definition is known; from its time on anybody may claim it."""
+        """It comes before what is due, and only where its definition is known; from its time on anybody may have it."""
         await storage.write(row_unit(worker("w1"), worker("w2"), saga("due"), saga("x", owner="queue:q", wake_at=1)))
         await storage.write(row_unit(*(saga(f"g{n}", owner="given:w1", wake_at=20 + n, fence=4) for n in range(3))))
         await storage.write(row_unit(saga("foreign", owner="given:w1", saga="order"), saga("later", wake_at=90)))

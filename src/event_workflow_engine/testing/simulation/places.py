@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from event_workflow_engine.config import EngineConfig
 from event_workflow_engine.engine import WorkflowEngine
 from event_workflow_engine.errors import StorageError
+from event_workflow_engine.runner.balance import Tolerance
 from event_workflow_engine.testing.simulation.clock import SimulatedClock
 from event_workflow_engine.testing.simulation.faults import Link
 from event_workflow_engine.testing.simulation.server import SimulatedStorage
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["AGAIN_S", "LEASE_S", "Place"]
 
 LEASE_S: Final = 15.0
+EAGER: Final = Tolerance(least=1, slack=0, at_once=2, stays=0, quick=0.3, slow=0.5, takes=3, mute=5)
+"""So that the few sagas of a run move, as soon as one worker has one more than another."""
+
 AGAIN_S: Final = 0.5
 """After which whoever could not, tries again."""
 
@@ -69,6 +73,8 @@ class Place:
     def _made(self, codes: Mapping[str, Code]) -> WorkflowEngine:
         engine = WorkflowEngine(self.storage, config=EngineConfig(lease=LEASE_S), clock=self.clock)
         self._world.code.register(engine, codes)
+        if self._world.eager:
+            engine.balance(EAGER)
         return engine
 
     async def _live(self, codes: Mapping[str, Code]) -> None:

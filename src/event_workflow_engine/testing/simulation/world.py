@@ -40,6 +40,9 @@ _ENDS_WITHIN_S: Final = 600.0
 _SET_BACK_S: Final = 2 * 600.0
 """A clock that is set back makes a timer so much later, and a retry behind it, too."""
 
+_EAGER: Final = 0.7
+"""How many of the runs have sagas move between workers that live."""
+
 _LOOK_S: Final = 1.0
 _ROUNDS: Final = 3
 
@@ -133,6 +136,7 @@ class World:
         self.server = SimulatedServer(loop)
         self.ledger = Ledger()
         self.feeds = Feeds(self.server.state)
+        self.eager = random.Random(f"balance {plan.seed}").random() < _EAGER
         self.invariants = Invariants(plan, self.server, self.ledger, self.feeds)
         self.code = CodeBase(plan, self.ledger, self.invariants, self.feeds)
         self.places = [Place(self, n) for n in range(plan.workers)]
