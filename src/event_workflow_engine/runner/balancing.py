@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -125,6 +126,7 @@ class Balancer:
             try:
                 await self._round()
             except StorageError as error:
+                self._give_nothing()
                 _log.debug("could not look for workers that hold fewer sagas: %s", error)
             except Exception:  # noqa: BLE001 - no other look would come
                 _log.exception("could not look for workers that hold fewer sagas")
@@ -134,26 +136,30 @@ class Balancer:
         self._kit.giving = None
 
     async def _round(self) -> None:
-        self._give_nothing()
         kit, now = self._kit, self._kit.loop.time()
         self._muted = {worker: until for worker, until in self._muted.items() if until > now}
         kept = now - self._tolerance.mute
         self._given = {saga: given for saga, given in self._given.items() if given.at > kept}
         if len(self._runs) < self._tolerance.least or not kit.is_sure():
+            self._give_nothing()
             return
         me, mine = kit.worker.id, {(run.saga.name, run.saga.version) for run in self._runs.values()}
         loads: list[Load] = []
-        self._can_run = {}
+        able: dict[str, frozenset[tuple[str, int]]] = {}
+        # Not on disk yet, or only just: counted as gone, so that no round gives what the one before it has given.
+        going = Counter(given.to for saga, given in self._given.items() if saga in self._runs)
         for row in await kit.storage.query("worker_loads"):
             can_run = _definitions(row["runs"])
             if row["max_running"] and (row["id"] == me or (row["id"] not in self._muted and can_run & mine)):
-                loads.append(Load(row["id"], row["held"], row["max_running"], row["given"]))
-                self._can_run[row["id"]] = can_run
-        self._lacks = moves(me, loads, self._tolerance) if me in self._can_run else {}
+                held = row["held"] + (-going.total() if row["id"] == me else going[row["id"]])
+                loads.append(Load(row["id"], held, row["max_running"], row["given"]))
+                able[row["id"]] = can_run
+        self._can_run = able
+        self._lacks = moves(me, loads, self._tolerance) if me in able else {}
+        kit.giving = self if self._lacks else None
         if not self._lacks:
             return
         _log.info("of %d sagas here %d go to workers that hold fewer", len(self._runs), sum(self._lacks.values()))
-        kit.giving = self
         for run in list(self._runs.values()):
             if is_wanted_elsewhere(run):
                 leave(run)
