@@ -31,7 +31,7 @@ class Tolerance(msgspec.Struct, frozen=True):
     at_once: int = 200
     stays: float = 2.0
     quick: float = 1.0
-    slow: float = 10.0
+    slow: float = 5.0
     takes: float = 5.0
     mute: float = 60.0
 

@@ -57,7 +57,7 @@ class Balancer:
         self._given: dict[str, _Given] = {}
         self._muted: dict[str, float] = {}
         self._came = asyncio.Event()
-        self._quick_rounds = 0
+        self._quick_rounds = _QUICK_ROUNDS  # the others were there before, and this worker comes with what it starts
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
