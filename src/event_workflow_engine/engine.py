@@ -163,7 +163,7 @@ class WorkflowEngine:
         alarms.start()
         stack.push_async_callback(alarms.stop)
         if self._config.worker:
-            stack.push_async_callback(worker.stop)
+            stack.push_async_callback(self._sign_off, worker)
             await worker.start()
         feeder = worker.ref.id if self._config.worker else ""
         self.bus.attach(self.store, worker_id=feeder)
@@ -177,6 +177,9 @@ class WorkflowEngine:
         await self.scheduler.start(self, worker_id=feeder)
         stack.push_async_callback(self._intake.stop)
         self._intake.start()
+
+    async def _sign_off(self, worker: Worker) -> None:
+        await worker.stop(sign_off=not self._keeper.left_behind)
 
     def _pool(self, stack: AsyncExitStack, name: str) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(self._config.threads, thread_name_prefix=name)

@@ -106,12 +106,19 @@ class Worker:
         }
         await self._storage.write(Unit(uuid7(), now, rows=(Row("workers", op, (self.ref.id,), values, where),)))
 
-    async def stop(self) -> None:
-        """Sign off; the caller has handed its sagas over."""
+    async def stop(self, *, sign_off: bool = True) -> None:
+        """End its tasks.
+
+        Args:
+            sign_off: The caller has handed its sagas over. Else those that it has left stay its own, for as long as
+                others take it for alive.
+        """
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if not sign_off:
+            return
         with contextlib.suppress(StorageError):
             await self._storage.perform(
                 "bury_worker", id=self.ref.id, incarnation=self.ref.incarnation, now=self._now()

@@ -51,6 +51,14 @@ class Owner:
         self._liveness = liveness
         self.told: list[bool] = []
         self.was_told = asyncio.Event()
+        self.offers: dict[str, Any] = {"max_running": 7, "runs": "[]"}
+        self.came = 0
+
+    def offer(self) -> dict[str, Any]:
+        return self.offers
+
+    def worker_came(self) -> None:
+        self.came += 1
 
     def worker_gone(self) -> None:
         raise AssertionError("nobody else is there to be dead")

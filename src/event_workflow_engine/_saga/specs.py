@@ -78,6 +78,11 @@ class StepSpec(msgspec.Struct, frozen=True):
     compensation: CompensationSpec | None = None
     transactional: bool = False
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether an attempt of whose end nothing is known may be run again."""
+        return self.idempotent or self.transactional
+
 
 def build_spec(
     name: str,

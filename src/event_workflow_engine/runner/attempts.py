@@ -30,6 +30,7 @@ __all__ = [
     "may_have_happened",
     "read_result",
     "record_compensation",
+    "record_given_up",
     "record_success",
     "record_unsuccess",
 ]
@@ -168,6 +169,12 @@ def record_unsuccess(run: SagaRun, command: StartStep, error: BaseException, *, 
     message = str(error) or ("cancelled in the middle" if cancelled else "")
     fact: Callable[..., Any] = h.StepFailed if outcome is Outcome.FAILED else h.StepUnknown
     return fact(command.step, qualified_name(type(error)), message, attempt, retry_at)
+
+
+def record_given_up(state: StepState, spec: StepSpec | None, error_type: str, message: str) -> Any:
+    """The fact of a step of which no other attempt begins. An earlier one may have happened."""
+    fact = h.StepUnknown if may_have_happened(state, spec) else h.StepFailed
+    return fact(state.step, error_type, message, state.attempt)
 
 
 def record_compensation(run: SagaRun, spec: CompensationSpec, state: CompensationState, error: BaseException) -> Any:

@@ -179,6 +179,11 @@ class Attempt:
         return self._future
 
     @property
+    def threaded(self) -> bool:
+        """Whether its code runs in a thread."""
+        return self._threaded
+
+    @property
     def timed_out(self) -> bool:
         """Whether its timeout has passed."""
         return self._timed_out

@@ -27,6 +27,8 @@ from event_workflow_engine.runner.admission import Admission
 from event_workflow_engine.runner.balance import Tolerance
 from event_workflow_engine.runner.balancing import Balancer
 from event_workflow_engine.runner.ends import Ends
+from event_workflow_engine.runner.handover import leave
+from event_workflow_engine.runner.leaving import threads
 from event_workflow_engine.runner.resume import resume
 from event_workflow_engine.runner.run import SagaRun
 from event_workflow_engine.runner.starting import new_saga, same_or_conflict, taken_key
@@ -92,6 +94,8 @@ class SagaKeeper:
         self._admission: Admission
         self._balancer: Balancer | None = None
         self.tolerance = Tolerance()
+        self.left_behind = False
+        """Whether code of sagas was left running in threads: who leaves the engine was cancelled."""
         self._claiming = False
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -110,6 +114,7 @@ class SagaKeeper:
     def start(self, kit: Kit) -> None:
         """Begin to accept, claim and resume."""
         self._kit = kit
+        self.left_behind = False
         self._due = asyncio.Event()
         self._due.set()
         self._code_came = True
@@ -123,51 +128,37 @@ class SagaKeeper:
             self._balancer.start()
 
     async def stop(self) -> None:
-        """Let running actions end, hand every saga over, and wait for code that was cut off."""
+        """Let running actions end, hand every saga over, and wait for code that cannot be cut off."""
         self._accepting = False
-        if self._claimer is not None:
-            self._claimer.cancel()
-            await asyncio.gather(self._claimer, return_exceptions=True)
-            self._claimer = None
-        if self._balancer is not None:
-            await self._balancer.stop()
-            self._balancer = None
+        try:
+            await self._stop_claiming()
+            for run in self._runs.values():
+                run.draining = True
+            await leave(self._runs, self._drop, seconds(self._config.shutdown_timeout))
+        finally:
+            self.left_behind = any(threads(run) for run in self._runs.values())
+            for run in list(self._runs.values()):
+                run.evict()
+                self._drop(run)
+            for remove in self._removers:
+                remove()
+            self.ends.stop()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._kit = None
+
+    async def _stop_claiming(self) -> None:
         if self._due_alarm is not None:  # of this life's alarms: the next life's would wait for one that never rings
             self._due_alarm.cancel()
             self._due_alarm = None
-        for run in self._runs.values():
-            run.draining = True
-        deadline = asyncio.get_running_loop().time() + seconds(self._config.shutdown_timeout)
-        while self._runs and asyncio.get_running_loop().time() < deadline:
-            acting = [future for run in self._runs.values() for future in run.acting_on]
-            if not acting:
-                break
-            left = deadline - asyncio.get_running_loop().time()
-            await asyncio.wait(acting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.sleep(0)
-        await self._hand_over()
-        for remove in self._removers:
-            remove()
-        self.ends.stop()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._kit = None
-
-    async def _hand_over(self) -> None:
-        runs = list(self._runs.values())
-        self._runs.clear()
-        for run in runs:
-            run.evict()
-        cut_off = [future for run in runs for future in run.still_ending()]
-        if cut_off:
-            # A task that was cancelled gets a moment; a thread cannot be stopped and is left to end by itself.
-            await asyncio.wait(cut_off, timeout=1)
-        for outcome in await asyncio.gather(*(run.hand_over() for run in runs), return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                _log.warning("a saga could not be handed over; it is found again when this worker is gone: %s", outcome)
-        for run in runs:
-            self._locks.release(run.saga_id)
+        balancer, self._balancer = self._balancer, None
+        if balancer is not None:
+            await balancer.stop()
+        claimer, self._claimer = self._claimer, None
+        if claimer is not None:
+            claimer.cancel()
+            await asyncio.gather(claimer, return_exceptions=True)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """See `Host.spawn`."""
@@ -340,8 +331,10 @@ class SagaKeeper:
             self._due.set()
 
     async def _release_when_ended(self, saga_id: str, ending: Sequence[asyncio.Future[Any]]) -> None:
-        await asyncio.wait(ending)
-        self._locks.release(saga_id)
+        try:
+            await asyncio.wait(ending)
+        finally:  # also where this engine is left, which may be entered again
+            self._locks.release(saga_id)
 
     # -- being woken -------------------------------------------------------------------------------------------------
 
@@ -361,7 +354,7 @@ class SagaKeeper:
                         self._due.set()
                 elif stream.startswith("saga-"):  # a new one that nobody owns
                     self._due.set()
-            elif unit.worker is not None and unit.worker.id != me and _gives(unit, me):
+            elif unit.worker is not None and unit.worker.id != me and _frees(unit, me):
                 self._due.set()  # by another engine in this process
 
     def _rung(self) -> None:
@@ -600,5 +593,7 @@ class SagaKeeper:
         await kit.storage.write(Unit(uuid7(), kit.now(), rows=(row,), worker=kit.worker))
 
 
-def _gives(unit: Unit, worker: str) -> bool:
-    return any(row.table == "sagas" and row.values.get("owner") == GIVEN + worker for row in unit.rows)
+def _frees(unit: Unit, worker: str) -> bool:
+    """Whether a saga that somebody had is to be claimed by a worker now, or by any."""
+    rows = [row.values for row in unit.rows if row.table == "sagas"]
+    return any(row.get("wake_at") is not None and row.get("owner") in ("", GIVEN + worker) for row in rows)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine import history as h
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
+    import asyncio
+
     from event_workflow_engine.runner.run import SagaRun
     from event_workflow_engine.storage.port import Unit
 
-__all__ = ["is_under_way", "is_wanted_elsewhere", "last_unit", "leave", "may_leave"]
+__all__ = ["is_under_way", "is_wanted_elsewhere", "last_unit", "leave", "may_leave", "threads"]
 
 _UNDER_WAY: Final = frozenset({WorkflowState.RUNNING, WorkflowState.COMPENSATING})
 
@@ -46,3 +48,10 @@ def last_unit(run: SagaRun) -> Unit:
     until = giving.until if giving is not None and receiver else run.kit.now()
     run.emit(h.SagaHandedOver())
     return run.pen.leaving(run.board(until, park=True), run.journal, receiver, until)
+
+
+def threads(run: SagaRun) -> dict[str, asyncio.Future[Any]]:
+    """The code of its steps that runs now in threads, where nothing can cut it off."""
+    if run.closed:
+        return {}
+    return {one.name: one.future for one in run.running if one.threaded and one.future is not None}

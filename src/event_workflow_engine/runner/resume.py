@@ -275,7 +275,7 @@ def _interrupted(run: SagaRun, state: StepState) -> None:
     policy = call.spec.retry
     if run.doom is not None or (run.script is not None and run.script.cancels(state.step)):
         why = "its worker ended in the middle, and the saga has failed since"
-    elif not call.spec.idempotent and not call.spec.transactional:
+    elif not call.spec.repeatable:
         why = "its worker ended in the middle, and it is not idempotent, so it is not run again blindly"
     elif count > policy.max_interruptions:
         why = f"its worker ended in the middle {count} times, and max_interruptions is {policy.max_interruptions}"

@@ -12,7 +12,7 @@ from event_workflow_engine.journal import Journal, inbox_stream
 from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.planner import Dag, pack_retry
 from event_workflow_engine.retries import COMPENSATION_RETRY
-from event_workflow_engine.runner.attempts import launch_action, may_have_happened, record_success, record_unsuccess
+from event_workflow_engine.runner.attempts import launch_action, record_given_up, record_success, record_unsuccess
 from event_workflow_engine.runner.body import BodyScript
 from event_workflow_engine.runner.commands import (
     CancelStep,
@@ -293,9 +293,7 @@ class SagaRun:
             attempt.cancel()
         elif state.status == "waiting":
             call = self._calls.get(step)  # changed code may not ask for it
-            maybe = may_have_happened(state, None if call is None else call.spec)
-            kind = h.StepUnknown if maybe else h.StepFailed
-            fact = kind(step, state.error_type, state.message, state.attempt)
+            fact = record_given_up(state, None if call is None else call.spec, state.error_type, state.message)
             self.emit(fact)
             self.tell(fact)
 
@@ -323,7 +321,6 @@ class SagaRun:
         step = attempt.name
         del self._attempts[step]
         command = self._calls[step]
-        self.withholds = is_wanted_elsewhere(self)
         if error is None:
             fact, value = record_success(self, command, value)
             if isinstance(fact, h.StepUnknown):
@@ -337,23 +334,22 @@ class SagaRun:
         self.emit(fact)
         if self.journal.steps[step].settled:
             self._settled(step, fact, value, error)
-        self.withholds = False
         self.flush()
 
     def attempt_settled(self, step: str, fact: Any, value: Any) -> None:
         """An action has succeeded, and the record of that is on disk with what it wrote."""
         del self._attempts[step]
-        self.withholds = is_wanted_elsewhere(self)
         self.by_name[step] = value
         self._settled(step, fact, value, None)
-        self.withholds = False
         self.flush()
 
     def _settled(self, step: str, fact: Any, value: Any, error: BaseException | None) -> None:
         del self._calls[step]
+        self.withholds = is_wanted_elsewhere(self)
         self.tell(fact, value, error)
         if not self.paused:
             self.conclude()
+        self.withholds = False
 
     def attempt_stuck(self, attempt: Attempt) -> None:
         """Code that was asked to end has not ended within the settle timeout (rule 5)."""
@@ -477,16 +473,19 @@ class SagaRun:
 
     def _act(self) -> None:
         """What was asked for is on disk: let it happen."""
-        if self.draining:
+        boarded = self.starting[: self._aboard]
+        # What may run again need not begin here any more. What may not would be taken for unknown by who has it next.
+        begin = [step for step in boarded if not (self.draining and self._calls[step].spec.repeatable)]
+        if self.draining and not begin:
             return
         if (doubt := self.kit.doubt()) is not None:
             self.lose(doubt)
             return
-        if self._rollback is not None:
+        if self._rollback is not None and not self.draining:
             self._rollback.launch_boarded()
-        starting, self.starting = self.starting[: self._aboard], self.starting[self._aboard :]
+        self.starting = [step for step in boarded if step not in begin] + self.starting[self._aboard :]
         self._aboard = 0
-        for step in starting:
+        for step in begin:
             state = self.journal.steps[step]
             if state.settled or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
                 continue
@@ -497,8 +496,8 @@ class SagaRun:
 
     def _settle_unbegun(self, step: str, state: StepState) -> None:
         """Its start went to disk while the saga failed: it has not begun and will not. An earlier attempt may have."""
-        kind = h.StepUnknown if may_have_happened(state, self._calls[step].spec) else h.StepFailed
-        fact = kind(step, "NotBegun", "the saga failed before the action began", state.attempt)
+        spec = self._calls[step].spec
+        fact = record_given_up(state, spec, "NotBegun", "the saga failed before the action began")
         self.emit(fact)
         self._calls.pop(step, None)
         self.tell(fact)
@@ -576,10 +575,14 @@ class SagaRun:
             self._ending = [future for future in futures if future is not None and not future.done()]
 
     @property
+    def running(self) -> list[Attempt]:
+        """The actions and compensations that run now."""
+        return [*self._attempts.values(), *(self._rollback.running if self._rollback is not None else ())]
+
+    @property
     def acting_on(self) -> list[asyncio.Future[Any]]:
         """The code that runs now, and the unit that is in flight."""
-        undoing = self._rollback.running if self._rollback is not None else ()
-        running = [attempt.future for attempt in (*self._attempts.values(), *undoing)]
+        running: list[asyncio.Future[Any] | None] = [attempt.future for attempt in self.running]
         if self.flying is not None:
             running.append(self.landed())
         return [future for future in running if future is not None and not future.done()]

@@ -1,0 +1,62 @@
+"""The worker leaves: what runs gets its time, then every saga goes to others, but for code that cannot be cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from event_workflow_engine.runner.leaving import threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from event_workflow_engine.runner.run import SagaRun
+
+__all__ = ["leave"]
+
+_log: Final = logging.getLogger("event_workflow_engine.runner")
+_CLEANS_UP_S: Final = 1.0
+_SAYS_AGAIN_S: Final = 30.0
+
+
+async def leave(runs: Mapping[str, SagaRun], drop: Callable[[SagaRun], None], timeout: float) -> None:  # noqa: ASYNC109 - code is asked to end
+    """Let the actions of sagas end that begin nothing more, and hand all over.
+
+    A thread cannot be made to end, and no retry of what it does may start before it has (rule 5). So its saga stays
+    with this worker until then, and what it does is recorded.
+
+    Args:
+        runs: The sagas in memory.
+        drop: Takes one out of them.
+        timeout: Seconds for what runs; behind them async code is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while runs and (left := deadline - loop.time()) > 0:
+        acting = [future for run in runs.values() for future in run.acting_on]
+        if not acting:
+            break
+        await asyncio.wait(acting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0)
+    await _hand_over([run for run in runs.values() if not threads(run)], drop)
+    while held := {run.saga_id: ended for run in runs.values() if (ended := threads(run))}:
+        steps = ", ".join(f"{', '.join(names)} of saga {saga}" for saga, names in held.items())
+        _log.warning("leaving waits for code in threads, which cannot be cut off: %s. Until it has ended, or this "
+                     "process has, nobody else runs it", steps)  # fmt: skip
+        futures = [future for one in held.values() for future in one.values()]
+        await asyncio.wait(futures, timeout=_SAYS_AGAIN_S)
+    await _hand_over(list(runs.values()), drop)
+
+
+async def _hand_over(runs: Sequence[SagaRun], drop: Callable[[SagaRun], None]) -> None:
+    for run in runs:
+        run.evict()
+    cut_off = [future for run in runs for future in run.still_ending()]
+    if cut_off:
+        await asyncio.wait(cut_off, timeout=_CLEANS_UP_S)
+    for run in runs:
+        drop(run)
+    for outcome in await asyncio.gather(*(run.hand_over() for run in runs), return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            _log.warning("a saga could not be handed over; it is found again when this worker is gone: %s", outcome)
