@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from event_workflow_engine.errors import StorageUnavailableError
+from event_workflow_engine.errors import OwnershipLostError, StorageUnavailableError
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.liveness import HeartbeatLiveness
@@ -128,6 +128,71 @@ async def test_rule_12_doubt_that_arises_while_a_heartbeat_is_under_way_ends_wit
             await owner.was_told.wait()
         await worker.stop()
     assert owner.told == [True], "once, when it is sure"
+
+
+async def test_a_worker_that_comes_is_told_once() -> None:
+    async with open_storage("memory://") as storage:
+        liveness = Neighbours()
+        owner = Owner(liveness)
+        worker = Worker(storage, liveness, lambda: 0, owner)
+        await worker.start()
+        assert owner.came == 0, "it is not told of itself"
+        other = Worker(storage, HeartbeatLiveness(LEASE), lambda: 0, Owner(liveness))
+        await other.start()
+        await worker.bury_the_dead()
+        await worker.bury_the_dead()
+        assert owner.came == 1
+        await asyncio.gather(worker.stop(), other.stop())
+
+
+async def test_its_row_says_what_it_offers_now() -> None:
+    """Sagas may be registered after the engine was entered."""
+    async with open_storage("memory://") as storage:
+        liveness = HeartbeatLiveness(LEASE)
+        owner = Owner(liveness)
+        worker = Worker(storage, liveness, lambda: 0, owner)
+        await worker.start()
+
+        async def told(runs: str) -> bool:
+            row = await storage.get("workers", (worker.ref.id,))
+            return row is not None and (row["max_running"], row["runs"]) == (7, runs)
+
+        assert await told("[]")
+        owner.offers = {"max_running": 7, "runs": '[["trip",1]]'}
+        async with asyncio.timeout(5):
+            while not await told('[["trip",1]]'):  # noqa: ASYNC110 - it looks now and then
+                await asyncio.sleep(0.001)
+        await worker.stop()
+
+
+async def test_rule_12_the_long_dead_are_forgotten_and_may_come_back_as_another_life() -> None:
+    """A worker whose row is gone is refused like any that is dead, and registers anew."""
+    now = 0
+    async with open_storage("memory://") as storage:
+        liveness = Neighbours()
+        zombie = Worker(storage, HeartbeatLiveness(LEASE), lambda: now, Reborn(liveness))
+        await zombie.start()
+        liveness.gone = {zombie.ref.id}
+        worker = Worker(storage, liveness, lambda: now, Owner(liveness))
+        await worker.start()
+        former = zombie.ref
+
+        async def forgotten() -> bool:
+            return await storage.get("workers", (former.id,)) is None
+
+        await worker._prune()
+        assert not await forgotten(), "it died just now"
+        now = 25 * 3600 * 1_000_000
+        await worker._prune()
+        assert not await forgotten(), "not so soon again"
+        worker._prune_at = 0.0
+        await worker._prune()
+        assert await forgotten()
+        await zombie.beat()
+        assert (zombie.ref.incarnation, await forgotten()) == (2, False)
+        with pytest.raises(OwnershipLostError):
+            await storage.write(Unit(uuid7(), now, rows=(), worker=former))
+        await asyncio.gather(worker.stop(), zombie.stop())
 
 
 class Reborn(Owner):

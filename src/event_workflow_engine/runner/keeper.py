@@ -143,15 +143,15 @@ class SagaKeeper:
             for remove in self._removers:
                 remove()
             self.ends.stop()
+            if self._due_alarm is not None:  # of this life's: the next life's would wait for one that never rings
+                self._due_alarm.cancel()
+                self._due_alarm = None
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._kit = None
 
     async def _stop_claiming(self) -> None:
-        if self._due_alarm is not None:  # of this life's alarms: the next life's would wait for one that never rings
-            self._due_alarm.cancel()
-            self._due_alarm = None
         balancer, self._balancer = self._balancer, None
         if balancer is not None:
             await balancer.stop()
