@@ -25,6 +25,7 @@ __all__ = ["Worker", "WorkerOwner"]
 _log: Final = logging.getLogger("event_workflow_engine.workers")
 _MICROS: Final = 1_000_000
 _REMEMBERED: Final = 24 * 3600 * _MICROS
+_FIRST_PRUNE_S: Final = 60.0
 _PRUNE_EVERY_S: Final = 3600.0
 _MISSED_BEAT: Final = 0.25  # of the time between two, after which one that failed is tried again
 
@@ -76,7 +77,7 @@ class Worker:
         self._in_doubt = False
         self._others: set[str] = set()
         self._offered: dict[str, Any] = {}
-        self._prune_at = float("-inf")
+        self._prune_at = liveness.time() + _FIRST_PRUNE_S
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:

@@ -94,6 +94,21 @@ def sagas_of_a_dead_worker_stay_its_own(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(queries.CLAIM_FUNCTIONS, "bury_worker", bury)
 
 
+@planted
+def a_saga_that_was_given_and_not_taken_comes_back_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(queries, "_given", lambda _: False)
+    bury = queries.bury_worker
+
+    def forgetful(store: Any, *, id: str, **given: Any) -> Any:  # noqa: A002
+        kept = [row for row in store.rows("sagas") if row["owner"] == queries.GIVEN + id and row["ended_at"] is None]
+        freed = bury(store, id=id, **given)
+        for row in kept:
+            queries._put(store, "sagas", row)
+        return freed
+
+    patch.setitem(queries.CLAIM_FUNCTIONS, "bury_worker", forgetful)
+
+
 # -- what is on disk, and when ---------------------------------------------------------------------------------------
 
 

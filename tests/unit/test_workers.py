@@ -180,6 +180,7 @@ async def test_rule_12_the_long_dead_are_forgotten_and_may_come_back_as_another_
         async def forgotten() -> bool:
             return await storage.get("workers", (former.id,)) is None
 
+        worker._prune_at = 0.0
         await worker._prune()
         assert not await forgotten(), "it died just now"
         now = 25 * 3600 * 1_000_000
