@@ -189,19 +189,25 @@ async def test_rule_12_a_worker_with_a_long_lease_buries_one_with_a_short_lease_
             assert await left(engine) == {second.pid}
 
 
-async def test_a_worker_that_leaves_hands_over_at_once(place: Place) -> None:
-    """Nobody waits for a lease; its threads that wait at the gate get a second to end."""
+async def test_a_worker_that_leaves_hands_over_as_soon_as_its_threads_have_ended(place: Place) -> None:
+    """Nobody waits for a lease, and nobody else runs meanwhile what they do."""
     with place.worker(SAGAS, lease=LONG) as first, place.worker(lease=LONG) as second:
         await heard(first, "waiting", SAGAS)
         await heard(second, "ready")
         assert first.stdin is not None
         first.stdin.close()
-        begun = time.monotonic()
-        await heard(second, "waiting", SAGAS)
-        assert time.monotonic() - begun < LONG / 2
+        await heard(first, "leaving waits for code in threads", errors=True)
         place.open_gate()
+        begun = time.monotonic()
         async with onlooker(place) as engine:
             assert await left(engine) == {second.pid}
+            assert time.monotonic() - begun < LONG / 2
+            for n in range(SAGAS):
+                assert [event.type for event in await engine.handle(f"g-{n}").history()].count("step-succeeded") == 3
+        assert sorted(place.notes("arrived")) == [(f"g-{n}", first.pid) for n in range(SAGAS)]
+        second.kill()
+        assert second.stdout is not None
+        assert "waiting" not in second.stdout.read()
 
 
 async def test_a_saga_started_where_no_worker_is_runs_where_one_is(place: Place) -> None:
