@@ -20,7 +20,8 @@ class EngineConfig:
         threads: Threads for sync actions, and as many of their own for sync compensations. Default 32.
         lease: How long an unchanged heartbeat leaves this worker alive, whoever looks (not on SQLite, where a file lock
             tells at once). Seconds or timedelta. Default 15 s.
-        shutdown_timeout: How long leaving the engine waits for running steps before it cancels them. Default 10 s.
+        shutdown_timeout: How long leaving the engine waits for running steps before it cancels them. Those in threads
+            cannot be cancelled, and are waited for to their end. Default 10 s.
         auto_upgrade: Migrate the schema on entering; ``None``: the backend's custom (SQLite: yes).
 
     Raises:

@@ -188,7 +188,10 @@ class WorkflowEngine:
         return pool
 
     async def __aexit__(self, *exc: object) -> None:
-        """Let running steps end within the shutdown timeout, hand the sagas over, and close."""
+        """Let running steps end within the shutdown timeout, hand the sagas over, and close.
+
+        Plain functions run in threads, which cannot be cut off: their ends are waited for, and the log says so.
+        """
         opened, self._open = self._open, None
         if opened is not None:
             await opened.aclose()

@@ -1,4 +1,4 @@
-"""Sagas go to workers that hold clearly fewer (decision 0009): between steps, with nothing cut off or run again."""
+"""Sagas go to workers that hold clearly fewer (decision 0010): between steps, with nothing cut off or run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gives sagas to workers that have fewer: looks who has how many, and has those leave that can (decision 0009)."""
+"""Gives sagas to workers that have fewer: looks who has how many, and has those leave that can (decision 0010)."""
 
 from __future__ import annotations
 
