@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -59,7 +59,16 @@ class Execute(Protocol):
 _Entry = tuple["Unit | None", "asyncio.Future[Any] | Told"]
 """A unit and whom to tell; or None and the future of one who wants the store alone."""
 
-_inside: ContextVar[object | None] = ContextVar("ewe_inside_exclusive", default=None)
+class _Mark:
+    """Marks the context of a transaction, which may be inside of another one: of this store, or of another store."""
+
+    __slots__ = ("around",)
+
+    def __init__(self, around: _Mark | None) -> None:
+        self.around = around
+
+
+_inside: ContextVar[_Mark | None] = ContextVar("ewe_inside_exclusive", default=None)
 
 
 class Listeners:
@@ -124,7 +133,7 @@ class GroupCommitter:
         self._busy = False  # a batch is scheduled or in flight, or someone has the store alone
         self._beginning = False  # the backend is being given a batch
         self._turns = 0  # entries in the queue that want the store alone
-        self._marks: set[object] = set()  # each marks the context of a transaction
+        self._marks: set[_Mark] = set()  # of the transactions that are open
         self._alone_id: str | None = None
         self._closed = False
         self._watchers: list[asyncio.Future[None]] = []
@@ -220,23 +229,29 @@ class GroupCommitter:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """In this context, and in tasks that it starts, units are refused with an `EngineStateError`."""
-        mark = object()
+        mark = _Mark(_inside.get())
         self._marks.add(mark)
         token = _inside.set(mark)
         try:
             yield
         finally:
-            _inside.reset(token)
             self._marks.discard(mark)
+            # A call that was never awaited to its end is closed by whoever drops it, in a context of its own. The mark
+            # that stays where the call was says nothing any more.
+            with suppress(ValueError):
+                _inside.reset(token)
 
     def _refusal(self) -> EngineStateError | None:
         if self._closed:
             return EngineStateError("the store was closed: enter it again before writing to it")
-        if self._marks and _inside.get() in self._marks:
-            return EngineStateError(
-                "a write was made inside of a transaction of the store, which it would not be part of, or wait for "
-                "itself: put it into the unit that commits with the work, or make it afterwards"
-            )
+        mark = _inside.get() if self._marks else None
+        while mark is not None:
+            if mark in self._marks:
+                return EngineStateError(
+                    "a write was made inside of a transaction of the store, which it would not be part of, or wait for "
+                    "itself: put it into the unit that commits with the work, or make it afterwards"
+                )
+            mark = mark.around
         return None
 
     def refuse_waiting(self, error: Exception) -> None:

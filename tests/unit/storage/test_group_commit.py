@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import TYPE_CHECKING
 
 import pytest
@@ -537,3 +538,40 @@ async def test_a_queue_at_its_bound_or_over_it_makes_writers_wait_in_line(
         await backend.settle()
         await turns()
     assert backend.batches == batches
+
+
+async def test_an_exclusive_call_may_be_closed_in_another_context() -> None:
+    """As the garbage collector does: nothing is raised, and what was around the call is as it was."""
+    committer = Backend().committer
+
+    async def call() -> None:
+        with committer.inside():
+            await asyncio.sleep(0)
+
+    with committer.inside():
+        around = contextvars.copy_context()
+        called = call()
+        around.run(called.send, None)
+    committer.check()
+    with committer.inside():
+        around = contextvars.copy_context()
+        other = call()
+        around.run(other.send, None)
+        contextvars.Context().run(other.close)
+        with pytest.raises(EngineStateError, match="inside of a transaction"):
+            around.run(committer.check)
+    contextvars.Context().run(called.close)
+    around.run(committer.check)
+
+
+async def test_a_write_is_refused_however_many_stores_transactions_are_between() -> None:
+    outer, inner = Backend().committer, Backend().committer
+
+    async def write_to_both() -> None:
+        for committer in (outer, inner):
+            with pytest.raises(EngineStateError, match="inside of a transaction"):
+                await committer.write(unit("a"))
+
+    await outer.alone(lambda: inner.alone(write_to_both))
+    outer.check()
+    inner.check()
