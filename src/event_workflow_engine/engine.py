@@ -22,6 +22,7 @@ from event_workflow_engine.handle import SagaHandle
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.projections import ProjectionManager
 from event_workflow_engine.queues import Queueing, Queues
+from event_workflow_engine.refusals import Refusals
 from event_workflow_engine.runner.definitions import Definitions
 from event_workflow_engine.runner.keeper import SagaKeeper
 from event_workflow_engine.runner.kit import Interceptor, Kit
@@ -65,6 +66,7 @@ class WorkflowEngine:
         scheduler: The scheduler.
         commands: The command bus.
         queues: The queues.
+        refusals: What transactions that were enlisted staged, and the store refused.
 
     Raises:
         DefinitionError: The URL is none that the library knows, or an argument is of another kind.
@@ -116,6 +118,7 @@ class WorkflowEngine:
         self.projections = ProjectionManager(self.store, clock=self._clock)
         self.commands = CommandBus(self.store, snapshots=self.snapshots)
         self._intake = Intake(self._storage, self.now)
+        self.refusals = Refusals(self._storage, self._intake.look)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -324,7 +327,8 @@ class WorkflowEngine:
 
         Args:
             connection: An asyncpg connection to the store's database on which a transaction is open; or a SQLAlchemy
-                ``AsyncSession`` or ``AsyncConnection`` over asyncpg. Its role needs the store's rights.
+                ``AsyncSession`` or ``AsyncConnection`` over asyncpg. Its role needs the store's rights. One to another
+                database is refused by what is then asked for, with a `DefinitionError`.
         """
         return Enlisted(self, connection, self._definitions, self.queues)
 

@@ -7,11 +7,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from event_workflow_engine import history as h
+from event_workflow_engine._saga.specs import check_name
 from event_workflow_engine.clock import Duration, seconds
 from event_workflow_engine.errors import DecodeError, EncodeError, SagaEndedError, SagaNotFoundError
 from event_workflow_engine.inbox import send
 from event_workflow_engine.journal import saga_stream
 from event_workflow_engine.state_machine import WorkflowState
+from event_workflow_engine.waiting import living, waits_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.events import RecordedEvent
     from event_workflow_engine.saga import Saga, Signal
     from event_workflow_engine.storage.port import Storage
+    from event_workflow_engine.waits import Wait
 
 __all__ = ["HandleHost", "SagaHandle", "signal_sent"]
 
@@ -121,6 +124,7 @@ class SagaHandle(Generic[Out]):
             id: Sending again with the same id changes nothing.
 
         Raises:
+            DefinitionError: The name is none that a saga could wait for.
             SagaNotFoundError: There is no such saga; a `SagaEndedError` where it has ended.
             EncodeError: The payload is no JSON, or not of the signal's type.
         """
@@ -161,6 +165,22 @@ class SagaHandle(Generic[Out]):
         with suppress(SagaEndedError):
             await send(self._host.storage, self.id, entry, self._host.now())
 
+    async def waits_for(self) -> Sequence[Wait]:
+        """What the saga waits for, or does, as of now: signals, times, attempts, a queue, a worker; steps that run.
+
+        Of one that was parked by an earlier version of the library only what its state and its queue tell. `said` of
+        `event_workflow_engine.waits` puts each in words.
+
+        Raises:
+            SagaNotFoundError: There is no such saga.
+        """
+        host = self._host
+        row = await host.storage.get("sagas", (self.id,))
+        if row is None:
+            raise SagaNotFoundError(f"there is no saga {self.id!r} in {host.storage.url}")
+        facts = [event.data async for event in host.store.read(saga_stream(self.id))] if row["owner"] else []
+        return await waits_of(host.storage, row, host.now(), await living(host.storage), facts=facts)
+
     async def history(self) -> Sequence[RecordedEvent[Any]]:
         """All that happened to the saga, as typed events (see `event_workflow_engine.history`).
 
@@ -177,9 +197,11 @@ def signal_sent(codec: Codec, signal: Signal[Any] | str, payload: Any, saga_id: 
     """The inbox entry of a signal, whose payload fits its type.
 
     Raises:
+        DefinitionError: The name is none that a saga could wait for.
         EncodeError: The payload is no JSON, or not of the signal's type.
     """
     name = signal if isinstance(signal, str) else signal.name
+    check_name(name, "signal name")
     what = f"signal {name!r} to saga {saga_id!r}"
     data = h.Raw(codec.encode(payload, what))
     if not isinstance(signal, str):

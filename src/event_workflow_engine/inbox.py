@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from event_workflow_engine.errors import RowConflictError, SagaEndedError, SagaNotFoundError
+from event_workflow_engine.errors import EncodeError, RowConflictError, SagaEndedError, SagaNotFoundError
 from event_workflow_engine.history import InboxEntry, encode_facts
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import inbox_stream
@@ -32,6 +32,7 @@ async def send(storage: Storage, saga_id: str, entry: InboxEntry, now: int, entr
         SagaNotFoundError: No such saga. Nothing was sent.
         SagaEndedError: It has ended. Nothing was sent.
         EventIdConflictError: `entry_id` was used for something else.
+        EncodeError: A text in the entry is none that can be stored. Nothing was sent.
     """
     try:
         await storage.write(entry_unit(saga_id, entry, now, entry_id))
@@ -45,9 +46,19 @@ async def send(storage: Storage, saga_id: str, entry: InboxEntry, now: int, entr
 
 
 def entry_unit(saga_id: str, entry: InboxEntry, now: int, entry_id: str | None = None) -> Unit:
-    """What puts an entry into an open saga's inbox. See `send`."""
+    """What puts an entry into an open saga's inbox. See `send`.
+
+    Raises:
+        EncodeError: A text in the entry is none that can be stored.
+    """
     unit_id = uuid7() if entry_id is None else f"{inbox_stream(saga_id)}:{entry_id}"
-    record = NewRecord(unit_id, str(type(entry).__struct_config__.tag), encode_facts([entry]))
+    try:
+        data = encode_facts([entry])
+    except UnicodeEncodeError as error:
+        raise EncodeError(
+            f"what is sent to saga {saga_id!r} holds a lone surrogate, which UTF-8 cannot store: nothing was sent"
+        ) from error
+    record = NewRecord(unit_id, str(type(entry).__struct_config__.tag), data)
     return Unit(
         unit_id,
         now,

@@ -26,13 +26,25 @@ if TYPE_CHECKING:
     from event_workflow_engine.history import InQueue
     from event_workflow_engine.storage.port import Storage
 
-__all__ = ["Limits", "Placement", "Queue", "QueueStatus", "Queueing", "Queues", "RateLimit", "leaving", "owner_of"]
+__all__ = [
+    "Limits",
+    "Placement",
+    "Queue",
+    "QueueStatus",
+    "Queueing",
+    "Queues",
+    "RateLimit",
+    "leaving",
+    "owner_of",
+    "queue_of",
+]
 
 _log: Final = logging.getLogger("event_workflow_engine.queues")
 
 DEFAULT: Final = "default"
 EARLY, WAITING, ADMITTED, RETURNED = range(4)
 _STANDING: Final = -1
+_OWNER: Final = "queue:"
 _LONGEST: Final = 200
 _MICROS: Final = 1_000_000
 _INT32: Final = 2**31
@@ -183,7 +195,12 @@ class Placement:
 
 def owner_of(queue: str) -> str:
     """Who has a saga, by its row, until a worker does."""
-    return f"queue:{queue}"
+    return _OWNER + queue
+
+
+def queue_of(owner: str) -> str | None:
+    """The queue that has a saga; ``None`` where a worker does, or nobody."""
+    return owner.removeprefix(_OWNER) if owner.startswith(_OWNER) else None
 
 
 def leaving(saga_id: str, place: InQueue) -> tuple[Row, ...]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.errors import WorkflowError
     from event_workflow_engine.storage.port import Rows, Storage
 
-__all__ = ["Intake", "stage"]
+__all__ = ["Intake", "stage", "staged_unit"]
 
 _log: Final = logging.getLogger("event_workflow_engine.staging")
 
@@ -56,6 +56,11 @@ async def stage(storage: Storage, connection: Any, unit: Unit, *, joins: bool = 
     """
     body = msgspec.json.encode(_Staged(unit, joins)).decode()
     await storage.stage(connection, Row("staged", "insert", (uuid7(),), {"body": body, "staged_at": unit.at}))
+
+
+def staged_unit(body: str) -> Unit:
+    """What a row of ``staged`` would write."""
+    return msgspec.json.decode(body, type=_Staged).unit
 
 
 class Intake:
@@ -90,6 +95,10 @@ class Intake:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    def look(self) -> None:
+        """Look now: this process has put something there to be tried again."""
+        self._came.set()
 
     def _committed(self, _: object) -> None:
         self._own_commit = True
@@ -143,7 +152,8 @@ class Intake:
         else:
             row = Row("staged", "update", (row_id,), {"refused": str(error)}, {"refused": None})
             what = ", ".join(append.stream for append in staged.unit.appends)
-            _log.error("what a transaction staged for %s cannot be written, and stays in table staged: %s", what, error)
+            _log.error("what a transaction staged for %s cannot be written, and stays in table staged until it "
+                       "is dropped or tried again (ewe db staged): %s", what, error)  # fmt: skip
         with contextlib.suppress(RowConflictError):
             await self._storage.write(Unit(uuid7(), self._now(), rows=(row,)))
 

@@ -104,6 +104,7 @@ class Worker:
             "lease": None if self._liveness.lease is None else math.ceil(self._liveness.lease * _MICROS),
             "died_at": None,
             **self._offered,
+            "beat_at": now,
         }
         await self._storage.write(Unit(uuid7(), now, rows=(Row("workers", op, (self.ref.id,), values, where),)))
 
@@ -146,9 +147,10 @@ class Worker:
         sent = self._liveness.time()
         self._beat += 1
         alive = {"incarnation": self.ref.incarnation, "alive": 1}
-        row = Row("workers", "update", (self.ref.id,), {"beat": self._beat}, alive)
+        now = self._now()
+        row = Row("workers", "update", (self.ref.id,), {"beat": self._beat, "beat_at": now}, alive)
         try:
-            await self._storage.write(Unit(uuid7(), self._now(), rows=(row,)))
+            await self._storage.write(Unit(uuid7(), now, rows=(row,)))
         except RowConflictError:
             await self._begin_again()
         # Asked now and not when it was sent: doubt that arose while it was under way is over as well.

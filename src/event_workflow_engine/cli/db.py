@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from time import monotonic
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 from cyclopts import App, Parameter
@@ -11,6 +11,8 @@ from cyclopts import App, Parameter
 from event_workflow_engine.cli.opening import existing, opened, to_be_filled
 from event_workflow_engine.cli.options import COMMON, Common
 from event_workflow_engine.cli.output import cell, print_json, print_rows
+from event_workflow_engine.cli.overview import overview, print_overview
+from event_workflow_engine.cli.staged import app as staged
 from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.copying import copy_store
@@ -19,6 +21,7 @@ from event_workflow_engine.storage.port import Storage
 __all__ = ["app"]
 
 app: Final = App(name="db", help="The store as a whole.")
+app.command(staged)
 
 _TELL_EVERY_S: Final = 5.0
 _TOLD: Final = {"position": "copied up to position", "event": "compared up to event"}
@@ -26,23 +29,16 @@ _TOLD: Final = {"position": "copied up to position", "event": "compared up to ev
 
 @app.command(name="status")
 async def status(*, common: Common = COMMON) -> None:
-    """What the store is and holds: backend, schema, sizes, events, sagas by state, workers."""
+    """What the store is and holds: sizes, sagas by state, workers, queues, projections, and what waits for people.
+
+    It costs the same however long the log is: what may be millions is counted up to 100,000, or estimated.
+    """
     async with opened(common.url) as storage:
-        found: dict[str, Any] = dict(await storage.status())
-        found["sagas_by_state"] = {row["state"]: row["n"] for row in await storage.query("sagas_count")}
-        found["workers"] = [
-            {"id": row["id"], "host": row["host"], "pid": row["pid"], "started_at": row["started_at"]}
-            for row in await storage.query("live_workers")
-        ]
+        found = await overview(storage)
     if common.as_json:
         print_json(found)
-        return
-    by_state = found.pop("sagas_by_state")
-    workers = found.pop("workers")
-    rows = [(name.replace("_", " "), value) for name, value in found.items()]
-    rows += [(f"sagas {state}", count) for state, count in by_state.items()]
-    rows += [("worker", f"{worker['id']} (pid {worker['pid']} on {worker['host']})") for worker in workers]
-    print_rows(("", ""), [(cell(name, "bold"), cell(value)) for name, value in rows])
+    else:
+        print_overview(found)
 
 
 @app.command(name="upgrade")

@@ -22,6 +22,8 @@ FAILED: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 
+_LONGEST: Final = 2000
+
 
 def _version() -> str:
     try:
@@ -74,7 +76,8 @@ def execute(arguments: Sequence[str]) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    sys.stderr.write(f"ewe: {clean(' '.join(message.split()))}\n")
+    line = " ".join(message.split())
+    sys.stderr.write(f"ewe: {clean(line if len(line) <= _LONGEST else line[:_LONGEST] + ' …')}\n")
     return code
 
 

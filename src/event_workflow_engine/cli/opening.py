@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,7 +33,7 @@ def existing(url: str) -> Storage:
     if not url.startswith(_SQLITE):
         return storage
     path = Path(url.removeprefix(_SQLITE))
-    if not path.exists():
+    if not _exists(path):
         raise StorageUnavailableError(
             f"{path}: there is no such file; name the store with --url or EWE_URL (a worker creates it when it starts)"
         )
@@ -49,17 +50,29 @@ def to_be_filled(url: str) -> Storage:
     """
     if url.startswith(_SQLITE):
         path = Path(url.removeprefix(_SQLITE))
-        if not path.exists() or (path.is_file() and not path.stat().st_size):
+        if not _exists(path) or (path.is_file() and not path.stat().st_size):
             return open_storage(url, auto_upgrade=True)
     return existing(url)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise StorageUnavailableError(f"{path}: {error.strerror}: check the path, its owner and mode") from error
+
+
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Storage]:
-    """The store at a URL, for as long as the block runs.
+    """The store at a URL, for as long as the block runs. What goes wrong is raised, so it is not logged as well.
 
     Raises:
         WorkflowError: See `existing`; or the store cannot be opened.
     """
-    async with existing(url) as storage:
-        yield storage
+    log, silent = logging.getLogger("event_workflow_engine"), logging.NullHandler()
+    log.addHandler(silent)
+    try:
+        async with existing(url) as storage:
+            yield storage
+    finally:
+        log.removeHandler(silent)

@@ -3,16 +3,14 @@
 import asyncio
 import logging
 import os
-import pkgutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
+from event_workflow_engine.cli.importing import imported
 from event_workflow_engine.cli.opening import existing, opened
 from event_workflow_engine.cli.options import COMMON, Common
 from event_workflow_engine.cli.output import cell, console, print_json, print_rows
@@ -21,7 +19,7 @@ from event_workflow_engine.errors import DefinitionError, EngineStateError, NotR
 from event_workflow_engine.projections import Projection
 from event_workflow_engine.storage.port import Storage
 
-__all__ = ["app"]
+__all__ = ["app", "progress"]
 
 app: Final = App(name="projection", help="Read models: how far they are, and building one anew.")
 
@@ -33,7 +31,7 @@ async def ls(*, common: Common = COMMON) -> None:
     """List the projections that the store knows, with their position and lag. Live ones keep nothing there."""
     async with opened(common.url) as storage:
         end = await storage.last_position()
-        found = [await _plain(storage, row, end) for row in await storage.query("projections_all")]
+        found = [await progress(storage, row, end) for row in await storage.query("projections_all")]
     if common.as_json:
         print_json({"projections": found, "last_position": end})
         return
@@ -43,7 +41,8 @@ async def ls(*, common: Common = COMMON) -> None:
     print_rows(titles, rows, numbers=titles[2:])
 
 
-async def _plain(storage: Storage, row: dict[str, Any], end: int) -> dict[str, Any]:
+async def progress(storage: Storage, row: dict[str, Any], end: int) -> dict[str, Any]:
+    """How far a projection is, as JSON has it."""
     name, generation = row["name"], row["generation"]
     checkpoint = await storage.get("checkpoints", (f"projection:{name}@{generation}",)) or {}
     (parked,) = await storage.query("parked_count", projection=name, generation=generation)
@@ -81,6 +80,8 @@ async def rebuild(  # noqa: D417 - shared options tell of themselves
         app: Where its definition is: `module:object`, a projection or several, or a `module` that holds it.
         timeout: Seconds after which to give up, with the live read model as it was.
     """
+    if not timeout > 0:
+        raise DefinitionError(f"--timeout {timeout:g}: seconds, above 0")
     storage = existing(common.url)
     projection = _definition(name, app)
     if projection.mode == "live":
@@ -147,23 +148,10 @@ def _definition(name: str, target: str | None) -> Projection:
         raise DefinitionError(
             f"a projection's definition is code: say where {name!r} is with --app module:object, e.g. --app shop:totals"
         )
-    for projection in _projections_of(_resolved(target)):
+    for projection in _projections_of(imported(target, f"--app {target}")):
         if projection.name == name:
             return projection
     raise DefinitionError(f"--app {target}: it is no projection named {name!r}, and holds none")
-
-
-def _resolved(target: str) -> Any:
-    # The one import by name: the name comes from whoever typed the command, never from the store. As with other tools
-    # that take one, modules in the current directory are found.
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return pkgutil.resolve_name(target)
-    except Exception as error:
-        raise DefinitionError(
-            f"--app {target} cannot be imported ({type(error).__name__}: {error}): it is module:object, "
-            "and is looked for in the current directory and in PYTHONPATH"
-        ) from error
 
 
 def _projections_of(found: Any) -> Iterable[Projection]:

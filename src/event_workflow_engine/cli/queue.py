@@ -10,7 +10,7 @@ from event_workflow_engine.cli.output import cell, console, print_json, print_ro
 from event_workflow_engine.clock import seconds
 from event_workflow_engine.queues import Queues, QueueStatus
 
-__all__ = ["app"]
+__all__ = ["app", "plain_queue"]
 
 app: Final = App(name="queue", help="Queues: what waits and what runs; let nothing more begin, or go on.")
 
@@ -19,7 +19,7 @@ app: Final = App(name="queue", help="Queues: what waits and what runs; let nothi
 async def ls(*, common: Common = COMMON) -> None:
     """List the queues that the store knows, with their limits, and how many sagas are where in them."""
     async with opened(common.url) as storage:
-        found = [_plain(status) for status in await Queues(storage).list()]
+        found = [plain_queue(status) for status in await Queues(storage).list()]
     if common.as_json:
         print_json({"queues": found})
         return
@@ -60,7 +60,8 @@ def _tell(name: str, what: str, *, as_json: bool) -> None:
         console().print(cell(f"queue {name} {what}"))
 
 
-def _plain(status: QueueStatus) -> dict[str, Any]:
+def plain_queue(status: QueueStatus) -> dict[str, Any]:
+    """A queue as JSON has it."""
     queue = status.queue
     rate = None if queue.rate is None else {"count": queue.rate.count, "per_s": seconds(queue.rate.per)}
     return {

@@ -10,8 +10,9 @@ from rich.console import Group
 from rich.text import Text
 
 from event_workflow_engine import history as h
+from event_workflow_engine._saga.specs import check_name
 from event_workflow_engine.cli.opening import opened
-from event_workflow_engine.cli.options import COMMON, Common
+from event_workflow_engine.cli.options import COMMON, Common, Limit
 from event_workflow_engine.cli.output import (
     cell,
     console,
@@ -32,6 +33,8 @@ from event_workflow_engine.inbox import send
 from event_workflow_engine.journal import saga_stream
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Storage
+from event_workflow_engine.waiting import living, waits_of
+from event_workflow_engine.waits import Wait, said
 
 __all__ = ["app"]
 
@@ -47,14 +50,8 @@ def _is_json(_: object, value: str | None) -> None:
             raise ValueError(f"it is no JSON ({error}); text needs quotes: '\"yes\"'") from None
 
 
-def _is_count(_: object, value: int) -> None:
-    if value < 1:
-        raise ValueError("it must be at least 1")
-
-
 Id = Annotated[str, Parameter(help="The saga's id.")]
 JsonText = Annotated[str | None, Parameter(help="What goes with it, as JSON.", validator=_is_json)]
-Limit = Annotated[int, Parameter(name=("--limit", "-n"), help="At most so many.", validator=_is_count)]
 
 
 @app.command(name="list")
@@ -77,13 +74,16 @@ async def list_(  # noqa: D417 - shared options tell of themselves
         found = await storage.query(
             "sagas_page", state=None if state is None else state.value, saga=saga, after=after, limit=limit + 1
         )
-    page, more = found[:limit], len(found) > limit
+        page, more = found[:limit], len(found) > limit
+        now, workers = time.time_ns() // 1000, await living(storage)
+        waits = [await waits_of(storage, row, now, workers) for row in page]
     last = page[-1]["id"] if more else None
     if common.as_json:
-        print_json({"sagas": [_plain_row(row) for row in page], "next": last})
+        rows = [_plain_row(row, waited) for row, waited in zip(page, waits, strict=True)]
+        print_json({"sagas": rows, "next": last})
         return
     print_rows(
-        ("id", "saga", "state", "started", "ended"),
+        ("id", "saga", "state", "started", "ended", "waits for"),
         [
             (
                 cell(row["id"]),
@@ -91,8 +91,9 @@ async def list_(  # noqa: D417 - shared options tell of themselves
                 state_cell(row["state"]),
                 cell(short_time(row["started_at"]), "dim"),
                 cell(short_time(row["ended_at"]), "dim"),
+                cell("; ".join(map(said, waited))),
             )
-            for row in page
+            for row, waited in zip(page, waits, strict=True)
         ],
     )
     if last is not None:
@@ -101,16 +102,18 @@ async def list_(  # noqa: D417 - shared options tell of themselves
 
 @app.command(name="show")
 async def show(id: Id, /, *, common: Common = COMMON) -> None:  # noqa: A002 - what it is
-    """Show one saga: its state, its steps with attempts and compensations; with --json also its whole history."""
+    """Show one saga: what it waits for or does, its steps with attempts and compensations; with --json its history."""
     async with opened(common.url) as storage:
         row = await _row(storage, id)
         events = [event async for event in EventStore(storage).read(saga_stream(id))]
+        facts = [event.data for event in events]
+        waits = await waits_of(storage, row, time.time_ns() // 1000, await living(storage), facts=facts)
     steps = steps_of(events)
     if common.as_json:
         history = [event_as_plain(event) for event in events]
-        print_json({**_plain_row(row), "steps": [step.as_plain() for step in steps], "history": history})
+        print_json({**_plain_row(row, waits), "steps": [step.as_plain() for step in steps], "history": history})
         return
-    console().print(_shown(row, events, steps))
+    console().print(_shown(row, events, steps, waits))
 
 
 @app.command(name="watch")
@@ -143,6 +146,7 @@ async def signal(id: Id, name: str, payload: JsonText = None, /, *, common: Comm
     Args:
         name: The signal's name.
     """
+    check_name(name, "signal name")
     raw = h.Raw(b"null" if payload is None else payload.encode())
     await _send(id, h.SignalSent(name, raw), common, {"id": id, "signal": name, "sent": True}, f"signal {name!r} sent")
 
@@ -175,7 +179,10 @@ async def resume(id: Id, /, *, common: Common = COMMON) -> None:  # noqa: A002 -
 
 async def _send(saga_id: str, entry: h.InboxEntry, common: Common, done: dict[str, Any], said: str) -> None:
     async with opened(common.url) as storage:
-        await send(storage, saga_id, entry, time.time_ns() // 1000)
+        try:
+            await send(storage, saga_id, entry, time.time_ns() // 1000)
+        except SagaNotFoundError as error:
+            raise type(error)(f"{error}: see ewe run list") from None
     if common.as_json:
         print_json(done)
     else:
@@ -189,7 +196,7 @@ async def _row(storage: Storage, saga_id: str) -> dict[str, Any]:
     return row
 
 
-def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
+def _plain_row(row: dict[str, Any], waits: list[Wait]) -> dict[str, Any]:
     return {
         "id": row["id"],
         "saga": row["saga"],
@@ -200,7 +207,13 @@ def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
         "wake_at": time_of(row["wake_at"]) or None,
         "owner": row["owner"] or None,
         "fence": row["fence"],
+        "waits_for": [_plain_wait(wait) for wait in waits],
     }
+
+
+def _plain_wait(wait: Wait) -> dict[str, Any]:
+    at = None if wait.at is None else wait.at.isoformat(timespec="milliseconds")
+    return {"kind": wait.kind, "name": wait.name or None, "number": wait.number, "at": at, "said": said(wait)}
 
 
 def _tell(event: RecordedEvent[Any], began: int, *, as_json: bool) -> None:
@@ -225,7 +238,7 @@ def _style(event_type: str) -> str:
 # -- showing one -----------------------------------------------------------------------------------------------------
 
 
-def _shown(row: dict[str, Any], events: list[RecordedEvent[Any]], steps: list[StepLine]) -> Group:
+def _shown(row: dict[str, Any], events: list[RecordedEvent[Any]], steps: list[StepLine], waits: list[Wait]) -> Group:
     head = Text.assemble(
         cell(row["id"], "bold"), "  ", cell(f"{row['saga']} v{row['saga_version']}"), "  ", state_cell(row["state"])
     )
@@ -239,7 +252,7 @@ def _shown(row: dict[str, Any], events: list[RecordedEvent[Any]], steps: list[St
     made = table("step", "state", "tries", "begins", "takes", "undo", numbers=("tries", "begins", "takes"))
     for step in steps:
         made.add_row(*_step_cells(step, row["started_at"]))
-    parts: list[Any] = [head, cell(times, "dim"), Text(), made]
+    parts: list[Any] = [head, cell(times, "dim"), *(cell(said(wait)) for wait in waits), Text(), made]
     troubles = [event for event in events if isinstance(event.data, h.SagaFailed | h.InterventionNeeded)]
     parts += [Text.assemble((f"{event.type}: ", "red"), cell(detail_of(event.data))) for event in troubles]
     for step in steps:

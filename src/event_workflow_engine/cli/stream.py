@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from rich.text import Text
 
 from event_workflow_engine.cli.opening import opened
-from event_workflow_engine.cli.options import COMMON, Common
+from event_workflow_engine.cli.options import COMMON, Common, Count, Limit, MaybePlace, Place
 from event_workflow_engine.cli.output import as_json as json_text
 from event_workflow_engine.cli.output import (
     cell,
@@ -27,21 +27,6 @@ from event_workflow_engine.feeds import Bell
 __all__ = ["app"]
 
 app: Final = App(name="stream", help="The log: its streams and their events.")
-
-
-def _is_count(_: object, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError("it must be at least 1")
-
-
-def _is_place(_: object, value: int | None) -> None:
-    if value is not None and value < 0:
-        raise ValueError("it must be 0 or more")
-
-
-Limit = Annotated[int, Parameter(name=("--limit", "-n"), help="At most so many.", validator=_is_count)]
-Count = Annotated[int | None, Parameter(name=("--limit", "-n"), help="End after so many.", validator=_is_count)]
-Place = Annotated[int, Parameter(validator=_is_place)]
 
 
 @app.command(name="ls")
@@ -112,7 +97,7 @@ async def tail(  # noqa: D417 - shared options tell of themselves
     *,
     type: Annotated[tuple[str, ...], Parameter(name="--type", negative="")] = (),  # noqa: A002 - what it is
     category: Annotated[tuple[str, ...], Parameter(name="--category", negative="")] = (),
-    after: Annotated[int | None, Parameter(validator=_is_place)] = None,
+    after: MaybePlace = None,
     limit: Count = None,
     common: Common = COMMON,
 ) -> None:

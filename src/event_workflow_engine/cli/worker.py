@@ -1,15 +1,13 @@
 """`ewe worker`: runs an engine of the user's as a process of its own, until it is told to end."""
 
 import asyncio
-import importlib
 import logging
 import signal
-import sys
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from event_workflow_engine.cli.importing import imported
 from event_workflow_engine.engine import WorkflowEngine
 from event_workflow_engine.errors import DefinitionError
 
@@ -41,17 +39,7 @@ def _engine_at(place: str) -> WorkflowEngine:
     module_name, colon, name = place.partition(":")
     if not (module_name and colon and name.isidentifier()):
         raise DefinitionError(f"{place!r} names no engine: write module:name, as in orders.app:engine")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise DefinitionError(f"{place!r}: there is no module {error.name!r} to be found from {here}") from error
-    found = getattr(module, name, None)
+    found = imported(place, repr(place))
     if not isinstance(found, WorkflowEngine):
-        what = "has no such name" if found is None else f"has a {type(found).__name__} there, no WorkflowEngine"
-        raise DefinitionError(f"{place!r}: the module {what}")
+        raise DefinitionError(f"{place!r}: the module has a {type(found).__name__} there, no WorkflowEngine")
     return found

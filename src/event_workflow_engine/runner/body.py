@@ -21,7 +21,7 @@ from event_workflow_engine.runner.commands import CancelStep, Command, DropTimer
 from event_workflow_engine.runner.loop import SagaLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, KeysView
+    from collections.abc import Callable, Coroutine, Iterator, KeysView
     from contextvars import Context
 
     from event_workflow_engine.codecs import Codec
@@ -83,7 +83,7 @@ class BodyScript:
         self._names: dict[str, int] = {}
         self._timers: dict[str, asyncio.Future[Any]] = {}
         self._signals: dict[str, deque[h.Raw]] = {}
-        self._waiters: dict[str, deque[tuple[asyncio.Future[Any], Any]]] = {}
+        self._waiters: dict[str, deque[tuple[asyncio.Future[Any], str | None]]] = {}
         self._cancel_kind = ""
         self._cancel_reason = ""
         self._closed = False
@@ -159,6 +159,14 @@ class BodyScript:
         """See `Script.awaited_timers`."""
         return self._timers.keys()
 
+    @property
+    def awaited_signals(self) -> Iterator[tuple[str, str | None]]:
+        """See `Script.awaited_signals`."""
+        for name, waiters in self._waiters.items():
+            for future, timer in waiters:
+                if not future.done():
+                    yield name, timer
+
     def close(self) -> None:
         """End the body with `SagaEvicted`: what it asks for while it unwinds is refused."""
         if not self._closed:
@@ -214,10 +222,9 @@ class BodyScript:
         if buffered:
             return self._decode_signal(name, kind, buffered.popleft())
         future = self._loop.create_future()
-        self._waiters.setdefault(name, deque()).append((future, kind))
-        timer = None
-        if timeout is not None:
-            timer = self._identity(f"~signal:{name}", None)
+        timer = None if timeout is None else self._identity(f"~signal:{name}", None)
+        self._waiters.setdefault(name, deque()).append((future, timer))
+        if timer is not None and timeout is not None:
             alarm = self._set_timer(timer, timeout)
             alarm.add_done_callback(lambda alarm: _expire(future, alarm, name, timeout))
         try:

@@ -115,6 +115,11 @@ class Script(Protocol):
         """The timers it still waits for."""
         ...
 
+    @property
+    def awaited_signals(self) -> Iterable[tuple[str, str | None]]:
+        """The signals it waits for, each with the timer that ends the wait."""
+        ...
+
     def close(self) -> None:
         """Leave memory. Nothing of it runs afterwards."""
         ...

@@ -68,6 +68,10 @@ class Definitions:
             )
         return saga
 
+    def told(self) -> str | None:
+        """What others are told of it when the engine is entered: nothing yet where nothing is registered so early."""
+        return self.names_json if self._sagas else None
+
     def find(self, name: str, version: int) -> Saga[Any, Any] | None:
         """A registered version."""
         return self._sagas.get((name, version))

@@ -8,11 +8,12 @@ from event_workflow_engine import history as h
 from event_workflow_engine.journal import DEADLINE
 from event_workflow_engine.planner import earliest_wake
 from event_workflow_engine.state_machine import WorkflowState
+from event_workflow_engine.waits import kept_waits
 
 if TYPE_CHECKING:
     from event_workflow_engine.runner.run import SagaRun
 
-__all__ = ["fire_due", "next_wake"]
+__all__ = ["fire_due", "next_wake", "what_it_waits_for"]
 
 
 def next_wake(run: SagaRun) -> int | None:
@@ -25,6 +26,14 @@ def next_wake(run: SagaRun) -> int | None:
     if run.paused or journal.state is WorkflowState.NEEDS_INTERVENTION:
         return None
     return earliest_wake(journal, run.script.awaited_timers if run.script is not None else ())
+
+
+def what_it_waits_for(run: SagaRun) -> str | None:
+    """What the saga's row says of that while it is out of memory."""
+    script = run.script
+    if script is None:
+        return kept_waits(run.journal, (), ())
+    return kept_waits(run.journal, script.awaited_timers, script.awaited_signals)
 
 
 def fire_due(run: SagaRun) -> None:

@@ -69,5 +69,10 @@ class GraphScript:
         """None: a graph has no timers."""
         return ()
 
+    @property
+    def awaited_signals(self) -> tuple[tuple[str, str | None], ...]:
+        """None: a graph has no signals."""
+        return ()
+
     def close(self) -> None:
         """Nothing to close."""

@@ -26,6 +26,7 @@ from event_workflow_engine.locks import SagaLocks
 from event_workflow_engine.runner.admission import Admission
 from event_workflow_engine.runner.balance import Tolerance
 from event_workflow_engine.runner.balancing import Balancer
+from event_workflow_engine.runner.codeless import CodeWatch
 from event_workflow_engine.runner.ends import Ends
 from event_workflow_engine.runner.handover import leave
 from event_workflow_engine.runner.leaving import threads
@@ -126,6 +127,7 @@ class SagaKeeper:
             self._claimer = asyncio.create_task(self._claim_for_ever(), name="ewe-claims")
             self._balancer = Balancer(kit, self._runs, self.tolerance, self._admission.keeps)
             self._balancer.start()
+            self.spawn(CodeWatch(kit, self._definitions).look_for_ever())
 
     async def stop(self) -> None:
         """Let running actions end, hand every saga over, and wait for code that cannot be cut off."""
@@ -401,7 +403,7 @@ class SagaKeeper:
 
     def offer(self) -> dict[str, Any]:
         """See `WorkerOwner.offer`."""
-        return {"max_running": self._config.max_running, "runs": self._definitions.names_json}
+        return {"max_running": self._config.max_running, "runs": self._definitions.told()}
 
     def worker_came(self) -> None:
         """See `WorkerOwner.worker_came`."""

@@ -88,7 +88,9 @@ class Pen:
         self.seen = seen
         self._row_state = state
 
-    def unit(self, facts: list[Any], journal: Journal, wake: int | None, *, park: bool) -> Unit:
+    def unit(
+        self, facts: list[Any], journal: Journal, wake: int | None, *, park: bool, waits: str | None = None
+    ) -> Unit:
         """The next unit, to be sent.
 
         Args:
@@ -97,6 +99,7 @@ class Pen:
             wake: Where it parks, when it has to go on.
             park: It leaves memory: its row says so, and the unit asserts that the inbox holds nothing unread, as does
                 the unit that ends the saga. Else what was said meanwhile would wake nobody.
+            waits: Where it parks, what for.
         """
         now, unit_id = self._kit.now(), uuid7()
         records: tuple[NewRecord, ...] = ()
@@ -105,17 +108,17 @@ class Pen:
         appends: tuple[Append, ...] = (Append(self._stream, records, self.stored),)
         if park or journal.ended:
             appends += (Append(self._inbox, (), self.seen),)
-        rows = self._rows(journal, wake, now, park=park)
+        rows = self._rows(journal, wake, now, park=park, waits=waits)
         return Unit(unit_id, now, appends, rows, self._kit.worker)
 
-    def _rows(self, journal: Journal, wake: int | None, now: int, *, park: bool) -> tuple[Row, ...]:
+    def _rows(self, journal: Journal, wake: int | None, now: int, *, park: bool, waits: str | None) -> tuple[Row, ...]:
         state = self._sent_state = journal.state
         values: dict[str, Any] = {}
         if journal.ended:
             values = {"state": state.value, "owner": "", "wake_at": None, "cursor": self.seen, "ended_at": now}
         elif park:
             cursor = self.undecided - 1 if self.undecided else self.seen
-            values = {"state": state.value, "owner": "", "wake_at": wake, "cursor": cursor}
+            values = {"state": state.value, "owner": "", "wake_at": wake, "cursor": cursor, "waits_for": waits}
         elif state is not self._row_state:
             values = {"state": state.value}
         if journal.ended and journal.queue is not None:

@@ -25,7 +25,7 @@ from event_workflow_engine.runner.commands import (
     SetTimer,
     StartStep,
 )
-from event_workflow_engine.runner.due import fire_due, next_wake
+from event_workflow_engine.runner.due import fire_due, next_wake, what_it_waits_for
 from event_workflow_engine.runner.graph import GraphScript
 from event_workflow_engine.runner.leaving import is_under_way, is_wanted_elsewhere, last_unit
 from event_workflow_engine.runner.mail import Mail
@@ -404,7 +404,8 @@ class SagaRun:
         self._aboard = len(self.starting)
         if rollback is not None:
             rollback.board()
-        return self.pen.unit(facts, self.journal, wake, park=park)
+        waits = what_it_waits_for(self) if park else None
+        return self.pen.unit(facts, self.journal, wake, park=park, waits=waits)
 
     def board(self, wake: int | None, *, park: bool) -> list[Any]:
         """What has come up is in flight from here on; with `park` the saga leaves memory when that is on disk."""

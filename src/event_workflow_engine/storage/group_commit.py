@@ -59,6 +59,7 @@ class Execute(Protocol):
 _Entry = tuple["Unit | None", "asyncio.Future[Any] | Told"]
 """A unit and whom to tell; or None and the future of one who wants the store alone."""
 
+
 class _Mark:
     """Marks the context of a transaction, which may be inside of another one: of this store, or of another store."""
 

@@ -419,8 +419,10 @@ class Storage(Protocol):
         """What this store is and holds, for people.
 
         Returns:
-            url, backend, schema_version, last_position, events, streams, sagas; of a file also path, file_size and
-            wal_size in bytes, journal_mode, synchronous and sqlite_version.
+            url, backend, schema_version, last_position, and as `estimates` numbers that are told without counting:
+            events and sagas, beside others; of a file also path, file_size and wal_size in bytes, journal_mode,
+            synchronous and sqlite_version; of a server log_size, its schema and server_version. It costs the same
+            however long the log is.
         """
         ...
 
@@ -448,6 +450,11 @@ READS: Final = (
     "woken_sagas",  # :worker -> rows of sagas that :worker owns and to whose inbox somebody wrote (wake_at is set)
     "owned_sagas",  # :worker -> one column id: the unended sagas that :worker owns, by id
     "sagas_count",  # -> rows state, n (counted over all sagas)
+    "sagas_count_to",  # :states (JSON array) :limit -> rows state, n for each of them, in their order: how many sagas,
+    #                    counted no further than :limit
+    "sagas_unclaimed",  # :before :limit -> rows saga, saga_version, n, since: sagas that nobody has though they were
+    #                     due before then, or wait in a queue since, by definition; no more than :limit of either are
+    #                     looked at, the longest due first
     "live_workers",  # -> rows of workers where alive = 1
     "worker_loads",  # -> of each living worker id, max_running, runs, held (how many unended sagas it owns, with those
     #                  that are given to it), given (how many of them it has not taken), by id
@@ -478,6 +485,10 @@ READS: Final = (
     "queue_returned",  # :queue :sagas :limit -> the same of state 3, by enqueued_at
     "queue_running",  # :queue -> rows partition, running, standing: rows from state 2 on, by partition, and how many of
     #                    them stand at NEEDS_INTERVENTION
+    "queue_place",  # :queue :partition :priority :enqueued_at :saga -> one row n: how many of state 1 go before it
+    "staged_refused",  # :after (id, '' first) :limit -> rows of staged that were refused, by id
+    "backlog_counts",  # :limit -> one row dead_letters, parked_keys, parked_events, staged, refused (both of `staged`),
+    #                    each counted no further than :limit
     "staged_page",  # :after (id, '' first) :limit -> rows of staged that were not refused, by id
     "dead_letters_page",  # :subscription (or NULL) :limit -> rows of dead_letters by parked_at
 )

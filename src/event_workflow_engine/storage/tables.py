@@ -64,6 +64,7 @@ SAGAS: Final = Table(
         "cursor": "integer",  # version of the inbox stream up to which the owner has read, at the last row write
         "started_at": "integer",
         "ended_at": "integer",  # it alone says that the saga has ended
+        "waits_for": "text",  # JSON: see waits.py; written as it leaves memory, NULL while a worker has it
     },
 )
 """The index of sagas. Indexes: (owner) and (wake_at) where ended_at is NULL; (saga, id); (state, id)."""
@@ -95,6 +96,7 @@ WORKERS: Final = Table(
         "max_running": "integer",  # how many sagas it has room for
         "runs": "text",  # JSON: [[name, version], …]: the sagas that it can run
         "died_at": "integer",  # by the clock of whoever buried it; NULL while it lives
+        "beat_at": "integer",  # when it last counted, by its own clock: for people
     },
 )
 

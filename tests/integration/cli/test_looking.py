@@ -33,6 +33,7 @@ def test_run_list_tells_every_saga_once_whatever_the_page_size(ewe: Ewe) -> None
         "wake_at": None,
         "owner": None,
         "fence": 1,
+        "waits_for": [],
     }
     for size in (1, 2, 5):
         found, after = [], ""
@@ -137,7 +138,7 @@ def test_stream_tail_filters_and_ends_after_so_many(ewe: Ewe) -> None:
 def test_db_status_counts(ewe: Ewe) -> None:
     status = ewe.json("db", "status")
     assert status["backend"] == "sqlite"
-    assert status["sagas"] == 5
+    assert status["estimates"]["sagas"] == 5
     assert (status["sagas_by_state"]["COMPLETED"], status["sagas_by_state"]["COMPENSATED"]) == (3, 1)
     assert status["workers"] == []
     assert "sagas COMPLETED" in ewe("db", "status").out

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
@@ -29,7 +30,13 @@ COMMANDS = [
     ["stream", "tail", "--after", "0", "-n", "1"],
     ["projection", "ls"],
     ["projection", "rebuild", "cli-counts", "--app", "tests.integration.cli.worker"],
+    ["run", "pause", "x"],
+    ["queue", "ls"],
+    ["queue", "pause", "x"],
     ["db", "status"],
+    ["db", "check"],
+    ["db", "staged"],
+    ["db", "staged", "drop", "x"],
 ]
 
 
@@ -94,6 +101,7 @@ def test_an_unknown_saga_is_told(ewe: Ewe, command: list[str]) -> None:
     ended = ewe(*command, "--json")
     assert (ended.code, ended.out) == (1, "")
     assert "there is no saga 'x'" in ended.err
+    assert "see ewe run list" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -109,6 +117,10 @@ def test_an_unknown_saga_is_told(ewe: Ewe, command: list[str]) -> None:
         ["run", "signal", "w-1", "go", "{not json"],
         ["stream", "show", "x", "--after", "-1"],
         ["stream", "tail", "-n", "0"],
+        ["stream", "show", "x", "--after", "9" * 20],
+        ["db", "staged", "--limit", "9" * 20],
+        ["run", "signal", "w-1", "go", "1" * 5000],
+        ["db", "staged", "nonsense"],
     ],
     ids=" ".join,
 )
@@ -117,6 +129,80 @@ def test_a_wrong_command_line_ends_with_two_and_one_line(ewe: Ewe, command: list
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("ewe: ")
     assert len(ended.err.splitlines()) == 1
+    assert len(ended.err) < 2100
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["run", "signal", "w-1", "\udcff"], "signal name"),
+        (["run", "signal", "w-1", ""], "signal name"),
+        (["run", "cancel", "w-1", "--reason", "\udcff"], "nothing was sent"),
+        (["run", "show", "a\0b"], "NUL"),
+        (["run", "show", "x" * 5000], "too long"),
+        (["queue", "pause", "\udcff"], "does not fit"),
+        (["stream", "show", "\udcff"], "stream name"),
+        (["projection", "rebuild", "p", "--app", "tests:x", "--timeout", "nan"], "above 0"),
+    ],
+    ids=repr,
+)
+def test_words_that_name_nothing_are_told(ewe: Ewe, command: list[str], said: str) -> None:
+    ended = ewe(*command)
+    assert (ended.code, ended.out) == (1, "")
+    assert said in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise RuntimeError('boom')", "RuntimeError: boom, at {file}:1"),
+        ("import sys; sys.exit('no config')", "SystemExit: no config, at {file}:1"),
+        ("import no_such_module", "No module named 'no_such_module', at {file}:1"),
+        ("def (", "SyntaxError"),
+        ("engine = 3", "the module has a int there"),
+        ("other = 3", "no attribute 'engine'"),
+    ],
+)
+def test_a_module_that_cannot_be_used_is_told_with_its_line(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    name = f"module_{uuid4().hex}"
+    file = tmp_path / f"{name}.py"
+    file.write_text(code, encoding="utf-8")
+    commands = [["worker", f"{name}:engine"]]
+    if "=" not in code:
+        commands.append(["projection", "rebuild", "p", "--app", name, "--url", "sqlite:///x.db"])
+    (tmp_path / "x.db").write_bytes(b"not read before")
+    for command in commands:
+        assert execute(command) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert said.format(file=file) in err
+        assert len(err.splitlines()) == 1
+
+
+def test_a_folder_without_rights_is_told(tmp_path: Path) -> None:
+    """In a process of its own, which may give up its rights."""
+    (tmp_path / "closed").mkdir(mode=0)
+    program = (
+        "import os, sys\n"
+        "from event_workflow_engine.cli.main import execute\n"
+        "from event_workflow_engine.cli import opening\n"
+        "if os.geteuid() == 0: os.seteuid(65534)\n"
+        "for command in (['run', 'list'], ['db', 'status', '--json'], ['db', 'upgrade']):\n"
+        "    assert execute([*command, '--url', sys.argv[1]]) == 1\n"
+    )
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    url = f"sqlite:///{tmp_path}/closed/x.db"
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert [line.endswith("Permission denied: check the path, its owner and mode") for line in done.stderr.splitlines()] == [
+        True, True, True,
+    ]  # fmt: skip
 
 
 def test_a_page_that_cannot_be_read_to_its_end_is_not_begun(ewe: Ewe) -> None:

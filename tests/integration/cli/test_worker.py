@@ -72,8 +72,8 @@ async def test_it_runs_what_is_started_elsewhere_and_ends_in_order(
         ("orders", "write module:name"),
         ("orders:", "write module:name"),
         (":engine", "write module:name"),
-        ("nowhere_at_all:engine", "no module 'nowhere_at_all'"),
-        ("shop:motor", "has no such name"),
+        ("nowhere_at_all:engine", "No module named 'nowhere_at_all'"),
+        ("shop:motor", "has no attribute 'motor'"),
         ("shop:number", "has a int there, no WorkflowEngine"),
     ],
 )

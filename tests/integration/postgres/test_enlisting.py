@@ -30,6 +30,7 @@ from event_workflow_engine.errors import (
     DefinitionError,
     DuplicateSagaError,
     EncodeError,
+    NotRegisteredError,
     SagaConflictError,
     SagaEndedError,
     SagaNotFoundError,
@@ -40,6 +41,8 @@ from event_workflow_engine.storage import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from tests.integration.postgres.kit import Server
 
 GO = Signal("go", int)
 
@@ -312,3 +315,74 @@ async def test_a_connection_to_a_database_without_the_store_is_told_of(shop: Sho
     finally:
         await elsewhere.close()
         await shop.connection.execute(f"DROP DATABASE {name}")
+
+
+async def test_a_connection_to_another_store_is_refused_and_nothing_is_left_there(shop: Shop) -> None:
+    """A database of the same server, with a store in a schema of the same name: no worker of ours would look there."""
+    name = f"d_{uuid4().hex[:12]}"
+    await shop.connection.execute(f"CREATE DATABASE {name}")
+    schema = shop.engine.storage.address.schema  # type: ignore[attr-defined]
+    elsewhere = await asyncpg.connect(shop.dsn, database=name)
+    try:
+        parts = urlsplit(shop.url)
+        async with open_storage(urlunsplit((*parts[:2], f"/{name}", parts.query, "")), auto_upgrade=True):
+            pass
+        for _ in range(2):
+            async with elsewhere.transaction():
+                mine = shop.engine.enlist(elsewhere)
+                with pytest.raises(DefinitionError, match=r"to another database than the store's.*nothing was staged"):
+                    await mine.append("order-1", Placed("o-1"))
+                with pytest.raises(DefinitionError, match="to another database"):
+                    await mine.start(greeting, "ann", id="g-1")
+                assert await elsewhere.fetchval(f"SELECT count(*) FROM {schema}.staged") == 0, "it can be gone on with"
+        async with shop.connection.transaction():
+            await shop.engine.enlist(shop.connection).append("order-1", Placed("o-1"))
+        await shop.nothing_staged()
+        assert await shop.engine.storage.head("order-1") == 1
+    finally:
+        await elsewhere.close()
+        await shop.connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_a_role_that_may_not_ask_for_the_cluster_may_enlist(shop: Shop, server: Server) -> None:
+    role = await server.role()
+    schema = shop.engine.storage.address.schema  # type: ignore[attr-defined]
+    await shop.connection.execute(
+        f"GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT INSERT ON {schema}.staged TO {role}; "
+        f"GRANT USAGE ON SEQUENCE {schema}.commits TO {role}; "
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC"
+    )
+    theirs = await asyncpg.connect(server.at(user=role))
+    try:
+        async with theirs.transaction():
+            await shop.engine.enlist(theirs).append("order-1", Placed("o-1"))
+        await shop.nothing_staged()
+        assert await shop.engine.storage.head("order-1") == 1
+    finally:
+        await theirs.close()
+        await shop.connection.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
+
+
+async def test_what_was_refused_is_listed_tried_again_and_dropped(shop: Shop) -> None:
+    engine, connection = shop.engine, shop.connection
+    async with connection.transaction():
+        mine = engine.enlist(connection)
+        await mine.start(greeting, "ann", id="g-1")
+        await mine.signal("l-1", GO, 7)
+        await engine.execute(greeting, "bob", id="g-1")
+    await shop.nothing_staged()
+    start, signal = await engine.refusals.list()
+    assert (start.what, signal.what) == ("start of saga 'g-1'", "signal to saga 'l-1'")
+    assert [one.id for one in await engine.refusals.list(after=start.id, limit=1)] == [signal.id]
+    assert start.reason
+    handle = await engine.start(listening, id="l-1")
+    await engine.refusals.retry(signal.id)
+    assert await handle.result() == 7
+    await engine.refusals.retry(start.id)
+    await shop.nothing_staged()
+    assert [one.id for one in await engine.refusals.list()] == [start.id], "it is as impossible as it was"
+    await engine.refusals.drop(start.id)
+    assert await engine.refusals.list() == []
+    for change in (engine.refusals.drop, engine.refusals.retry):
+        with pytest.raises(NotRegisteredError, match="see ewe db staged"):
+            await change(start.id)

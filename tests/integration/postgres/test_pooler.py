@@ -78,7 +78,7 @@ async def do_everything(storage: Storage) -> None:
         assert row is not None
         assert row["owner"] == ""
         assert [row["n"] for row in await storage.query("sagas_count")] == [2]
-        assert (await storage.status())["events"] == 8
+        assert (await storage.status())["estimates"]["events"] == 8
 
 
 async def test_all_works_and_nothing_is_kept(url: str, proxy: FaultProxy) -> None:

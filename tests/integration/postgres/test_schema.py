@@ -14,6 +14,7 @@ from event_workflow_engine.cli.main import FAILED, OK
 from event_workflow_engine.errors import DefinitionError, SchemaVersionError
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage import open_storage
+from event_workflow_engine.storage.port import Row
 from event_workflow_engine.storage.postgres.migrate import applied_migrations, upgrade
 from event_workflow_engine.storage.postgres.queries import MIGRATIONS, in_schema
 from event_workflow_engine.storage.sql_files import Migration
@@ -71,7 +72,7 @@ def test_the_command_line_makes_and_checks_it(ewe: Ewe) -> None:
     assert status["url"] == shown
     assert status["backend"] == "postgres"
     assert status["schema"] == ewe.url.rpartition("=")[2]
-    assert (status["events"], status["sagas_by_state"], status["workers"]) == (0, {}, [])
+    assert (status["last_position"], status["sagas_by_state"], status["workers"]) == (0, {}, [])
     assert shown in ewe("db", "status").out
     assert urlsplit(ewe.url).password not in ewe("db", "status").out
 
@@ -159,6 +160,27 @@ async def test_of_two_that_migrate_one_is_ended_from_outside_and_the_other_does_
     assert list(await applied_migrations(connection, "here", schema)) == [m.number for m in more]
     for each in (first, other):
         each.terminate()
+
+
+async def test_a_store_of_the_first_version_is_brought_to_this_one(
+    postgres_url: str, schema: str, connection: Any
+) -> None:
+    """Its sagas are there, and their rows are written whole from then on."""
+    await upgrade(connection, "here", schema, MIGRATIONS[:1])
+    image = "'s', 'trip', 1, 'RUNNING', '', 3, 10, 0, 5, NULL"
+    await connection.execute(f"INSERT INTO {schema}.sagas VALUES ({image})")
+    assert await upgrade(connection, "here", schema) == [migration.name for migration in MIGRATIONS[1:]]
+    async with open_storage(postgres_url) as storage:
+        row = await storage.get("sagas", ("s",))
+        assert row == {
+            "id": "s", "saga": "trip", "saga_version": 1, "state": "RUNNING", "owner": "", "fence": 3, "wake_at": 10,
+            "cursor": 0, "started_at": 5, "ended_at": None, "waits_for": None,
+        }  # fmt: skip
+        await storage.write(unit(rows=[Row("sagas", "update", ("s",), {"waits_for": "[]"}, {"fence": 3})]))
+        assert await storage.get("sagas", ("s",)) == {**row, "waits_for": "[]"}
+        whole = {"runs": "[]", "max_running": 5, "beat_at": 7, "alive": 1, "incarnation": 1}
+        await storage.write(unit(rows=[Row("workers", "insert", ("w",), whole)]))
+        assert whole.items() <= (await storage.get("workers", ("w",)) or {}).items()
 
 
 async def test_a_newer_schema_is_left_alone(postgres_url: str, schema: str, connection: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -81,10 +82,34 @@ def log_end(store: MemoryState) -> Rows:
 
 def sagas_count(store: MemoryState) -> Rows:
     """How many sagas there are in each state."""
-    counts: dict[Any, int] = {}
-    for row in store.rows("sagas"):
-        counts[row["state"]] = counts.get(row["state"], 0) + 1
+    counts = Counter(row["state"] for row in store.rows("sagas"))
     return [{"state": state, "n": n} for state, n in sorted(counts.items(), key=lambda item: item[0] or "")]
+
+
+def sagas_count_to(store: MemoryState, *, states: str, limit: int) -> Rows:
+    """How many sagas there are in each of some states; so many at most."""
+    counts = Counter(row["state"] for row in store.rows("sagas"))
+    return [{"state": state, "n": min(counts[state], limit)} for state in msgspec.json.decode(states)]
+
+
+def sagas_unclaimed(store: MemoryState, *, before: int, limit: int) -> Rows:
+    """Sagas that nobody has though they could go on, by definition."""
+    sagas = {row["id"]: row for row in store.rows("sagas")}
+    due = [(row["wake_at"], row) for row in sagas.values() if _unowned(row) and row["wake_at"] is not None]
+    queued = [
+        (row["enqueued_at"], sagas[row["saga"]])
+        for row in store.rows("queued")
+        if row["state"] == _WAITING and row["saga"] in sagas
+    ]
+    found: dict[tuple[str, int], list[int]] = {}
+    for some in (due, queued):
+        late = sorted(((since, row) for since, row in some if since < before), key=lambda item: item[0])
+        for since, row in late[:limit]:
+            found.setdefault((row["saga"], row["saga_version"]), []).append(since)
+    return [
+        {"saga": saga, "saga_version": version, "n": len(times), "since": min(times)}
+        for (saga, version), times in sorted(found.items())
+    ]
 
 
 def claim_sagas(store: MemoryState, *, worker: str, now: int, limit: int, sagas: str) -> Rows:
@@ -172,7 +197,8 @@ def _given(row: dict[str, Any]) -> bool:
 def _claimed(store: MemoryState, worker: str, rows: Rows) -> Rows:
     if not any(row["id"] == worker for row in live_workers(store)):
         return []
-    claimed = [_put(store, "sagas", row, owner=worker, fence=(row["fence"] or 0) + 1, wake_at=None) for row in rows]
+    values = {"owner": worker, "wake_at": None, "waits_for": None}
+    claimed = [_put(store, "sagas", row, fence=(row["fence"] or 0) + 1, **values) for row in rows]
     return sorted(claimed, key=lambda row: row["id"])
 
 
@@ -354,6 +380,21 @@ def staged_page(store: MemoryState, *, after: str, limit: int) -> Rows:
     return _first(sorted(rows, key=lambda row: row["id"]), limit)
 
 
+def staged_refused(store: MemoryState, *, after: str, limit: int) -> Rows:
+    """What users' transactions have left and cannot be written."""
+    rows = [row for row in store.rows("staged") if row["refused"] is not None and row["id"] > after]
+    return _first(sorted(rows, key=lambda row: row["id"]), limit)
+
+
+def backlog_counts(store: MemoryState, *, limit: int) -> Rows:
+    """How much was set aside for people; so many of each at most."""
+    tables = ("dead_letters", "parked_keys", "parked_events")
+    counts = {table: len(store.tables[table]) for table in tables}
+    refused = sum(row["refused"] is not None for row in store.rows("staged"))
+    counts |= {"staged": len(store.tables["staged"]) - refused, "refused": refused}
+    return [{name: min(n, limit) for name, n in counts.items()}]
+
+
 # -- queues --------------------------------------------------------------------------------------------------------
 
 
@@ -410,6 +451,13 @@ def queue_heads(store: MemoryState, *, queue: str, sagas: str, each: int, most: 
     return found
 
 
+def queue_place(store: MemoryState, *, queue: str, partition: str, priority: int, enqueued_at: int, saga: str) -> Rows:
+    """How many of a partition go before one."""
+    here = (-priority, enqueued_at, saga)
+    waiting = (row for row in _queued(store, queue, _WAITING) if row["partition"] == partition)
+    return [{"n": sum((-row["priority"], row["enqueued_at"], row["saga"]) < here for row in waiting)}]
+
+
 def queue_returned(store: MemoryState, *, queue: str, sagas: str, limit: int) -> Rows:
     """What workers without room gave back."""
     rows = _startable(store, _queued(store, queue, _RETURNED), sagas)
@@ -455,6 +503,8 @@ READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
         woken_sagas,
         owned_sagas,
         sagas_count,
+        sagas_count_to,
+        sagas_unclaimed,
         log_end,
         live_workers,
         worker_loads,
@@ -475,9 +525,12 @@ READ_FUNCTIONS: Final[dict[str, Callable[..., Rows]]] = {
         queue_work,
         queue_early,
         queue_heads,
+        queue_place,
         queue_returned,
         queue_running,
         staged_page,
+        staged_refused,
+        backlog_counts,
         dead_letters_page,
     )
 }

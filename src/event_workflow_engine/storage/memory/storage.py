@@ -156,9 +156,11 @@ class MemoryStorage(GroupedStorage):
             "backend": "memory",
             "schema_version": None,
             "last_position": state.last_position(),
-            "events": sum(record.count for record in state.log),
-            "streams": len(state.streams),
-            "sagas": len(state.tables["sagas"]),
+            "estimates": {
+                "events": state.last_position(),
+                "streams": len(state.streams),
+                "sagas": len(state.tables["sagas"]),
+            },
         }
 
     @property

@@ -8,7 +8,7 @@ import asyncpg
 
 from event_workflow_engine.errors import DefinitionError
 
-__all__ = ["driver_connection"]
+__all__ = ["another_database", "driver_connection"]
 
 
 async def driver_connection(connection: Any) -> Any:
@@ -37,3 +37,15 @@ async def driver_connection(connection: Any) -> Any:
             "`async with connection.transaction():`"
         )
     return found
+
+
+def another_database(where: str) -> DefinitionError:
+    """What to say of a connection to a database that is not the store's, though it has a store in it.
+
+    Args:
+        where: The store, for people.
+    """
+    return DefinitionError(
+        f"the connection is to another database than the store's, which is {where}: nothing was staged, for no worker "
+        "of this store would find it; enlist a connection to the store's own database"
+    )

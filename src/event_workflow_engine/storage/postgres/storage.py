@@ -20,7 +20,7 @@ from event_workflow_engine.storage.liveness import HeartbeatLiveness
 from event_workflow_engine.storage.port import READS, Record, Written
 from event_workflow_engine.storage.postgres.address import Address
 from event_workflow_engine.storage.postgres.connections import Connections, fetch_named, outcome_of
-from event_workflow_engine.storage.postgres.enlisting import driver_connection
+from event_workflow_engine.storage.postgres.enlisting import another_database, driver_connection
 from event_workflow_engine.storage.postgres.errors import storage_error
 from event_workflow_engine.storage.postgres.held import PostgresHolding
 from event_workflow_engine.storage.postgres.migrate import check_schema, upgrade
@@ -68,6 +68,8 @@ class PostgresStorage(GroupedStorage):
         self._writer: Writer | None = None
         self._notices: Notices | None = None
         self._spares: Spares | None = None
+        self._whereabouts: dict[str, Any] | None = None
+        """Which database it is, once that was asked."""
 
     async def _open(self) -> None:
         await self._connections.patiently(self._check_or_upgrade)
@@ -172,14 +174,27 @@ class PostgresStorage(GroupedStorage):
     async def stage(self, connection: Any, row: Row) -> None:
         """Insert a row of `staged` in the transaction that is open on a user's connection."""
         self._require_open()
-        schema, channel = self.address.schema, self.address.channel
+        staged = {"id": row.key[0], **row.values, "channel": self.address.channel}
         try:
             driver = await driver_connection(connection)
-            await fetch_named(driver, schema, "stage", {"id": row.key[0], **row.values, "channel": channel})
+            known = self._whereabouts is not None
+            here = await self._staged(driver, staged)
+            if not here and known:
+                self._whereabouts = None  # asked anew: the store itself may have been moved since
+                here = await self._staged(driver, staged)
         except WorkflowError:
             raise
         except Exception as error:
             raise storage_error(error, self.address.shown) from error
+        if not here:
+            raise another_database(self.address.shown)
+
+    async def _staged(self, driver: Any, staged: Mapping[str, Any]) -> bool:
+        """Insert the row where the connection is to the store's own database; whether it is."""
+        if self._whereabouts is None:
+            (self._whereabouts,) = await self._named("whereabouts")
+        (row,) = await fetch_named(driver, self.address.schema, "stage", {**self._whereabouts, **staged})
+        return bool(row["here"])
 
     def _holding(self) -> PostgresHolding:
         return PostgresHolding(self._connections, {"channel": self.address.channel, "sender": self._sender})
@@ -291,14 +306,17 @@ class PostgresStorage(GroupedStorage):
                 "synchronous": await connection.fetchval("SHOW synchronous_commit"),
             }
 
-        (totals,) = await self._named("totals")
+        last_position = await self.last_position()
+        tables = {row["name"]: row["n"] for row in await self._named("estimates")}
+        (size,) = await self._named("log_size")
         return {
             "url": self.url,
             "backend": "postgres",
             "schema": self.address.schema,
             "schema_version": len(MIGRATIONS),
-            "last_position": await self.last_position(),
-            **totals,
+            "last_position": last_position,
+            "estimates": {"events": last_position, "records": tables["events"], "sagas": tables["sagas"]},
+            **size,
             **await self._connections.read(server),
         }
 

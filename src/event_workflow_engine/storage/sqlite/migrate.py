@@ -48,7 +48,8 @@ def migrate(
     pending = migrations[version:]
     if pending and not auto_upgrade:
         raise SchemaVersionError(
-            f"{path}: its schema has version {version}, this library needs {newest}: open it with auto_upgrade=True"
+            f"{path}: its schema has version {version}, this library needs {newest}: run `ewe db upgrade`, or open it "
+            "with auto_upgrade=True"
         )
     for migration in pending:
         _apply(connection, migration)

@@ -159,11 +159,12 @@ class Readers:
     def status(self) -> dict[str, Any]:
         """What the database says of itself."""
         connection = self._connection
-        (totals,) = rows_of(connection.execute(QUERIES["totals"].sql))
+        (estimates,) = rows_of(connection.execute(QUERIES["estimates"].sql))
+        last_position = self.last_position()
         return {
             "schema_version": connection.execute("PRAGMA user_version").fetchone()[0],
-            "last_position": self.last_position(),
-            **totals,
+            "last_position": last_position,
+            "estimates": {"events": last_position, **estimates},
             "journal_mode": connection.execute("PRAGMA journal_mode").fetchone()[0],
             "sqlite_version": sqlite3.sqlite_version,
             "path": str(Path(self._path).absolute()),

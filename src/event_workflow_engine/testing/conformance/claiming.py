@@ -102,6 +102,14 @@ class ClaimCases(Cases):
             await storage.write(unit(events("x"), by=WorkerRef("gone", 1)))
         await storage.write(unit(events("x"), by=WorkerRef("gone", 2)))
 
+    async def test_what_a_saga_waited_for_goes_with_the_claim(self, storage: Storage) -> None:
+        """It is said of those that no worker has."""
+        await storage.write(row_unit(worker("w1"), *(saga(name, waits_for='[["sleep","",null,9]]') for name in "ab")))
+        (row,) = await storage.perform("claim_saga", worker="w1", id="a")
+        assert (row["owner"], row["waits_for"]) == ("w1", None)
+        assert await self._claim(storage) == [await storage.get("sagas", ("b",))]
+        assert (await storage.get("sagas", ("b",)) or {})["waits_for"] is None
+
     async def test_many_claim_at_once(self, storage: Storage) -> None:
         """Every saga goes to one of them."""
         names = [f"w{n}" for n in range(8)]

@@ -84,6 +84,8 @@ class LifecycleCases(Cases):
         """It tells people what the store is and holds."""
         await storage.write(unit(events("a", 2), events("b"), rows=[saga("s1")]))
         status = await storage.status()
-        wanted = {"last_position": 3, "events": 3, "streams": 2, "sagas": 1, "url": storage.url}
+        wanted = {"last_position": 3, "url": storage.url}
         assert {name: status[name] for name in wanted} == wanted
         assert {"backend", "schema_version"} <= set(status)
+        assert status["estimates"]["events"] == 3
+        assert "sagas" in status["estimates"]

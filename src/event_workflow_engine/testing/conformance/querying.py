@@ -19,6 +19,7 @@ _TEXTS = {
     "i": "x\0y", "j": "x\\\0", "k": "x\\\\u0001", "l": "x\1\0", "m": "x\0\1", "o": "x", "p": '"\0',
     "q": "\0", "r": "\1",
 }  # fmt: skip
+_IN_QUEUE = {"queue": "q", "partition": "", "priority": 0}
 TRIPS = '[["trip",1],["trip",2]]'
 
 
@@ -74,6 +75,50 @@ class QueryCases(Cases):
         assert await page(state="FAILED") == []
         assert _ids(await storage.query("sagas_by_ids", ids='["s8","s1","none"]')) == ["s1", "s8"]
         assert await storage.query("sagas_count") == [{"state": "COMPLETED", "n": 3}, {"state": "RUNNING", "n": 6}]
+        counted = await storage.query("sagas_count_to", states='["RUNNING","FAILED","COMPLETED"]', limit=4)
+        assert [(row["state"], row["n"]) for row in counted] == [("RUNNING", 4), ("FAILED", 0), ("COMPLETED", 3)]
+
+    async def test_unclaimed_sagas(self, storage: Storage) -> None:
+        """Those that could have gone on before a time, by definition; of each kind the longest due count first."""
+        await storage.write(
+            row_unit(
+                *(saga(f"due-{n}", wake_at=n) for n in range(5)),
+                saga("later", wake_at=50),
+                saga("asleep", wake_at=None),
+                saga("owned", owner="w", wake_at=1),
+                saga("ended", ended_at=2, wake_at=1),
+                saga("other", saga="order", saga_version=2, wake_at=3),
+                *(saga(f"q-{n}", saga="order", saga_version=2, owner="queue:q", wake_at=None) for n in range(4)),
+                Row("queues", "insert", ("q",), {"rev": 0, "paused": 0, "config": "{}", "recent": "[]"}),
+                *(
+                    Row("queued", "insert", (f"q-{n}",), {**_IN_QUEUE, "state": state, "enqueued_at": at})
+                    for n, (state, at) in enumerate([(1, 7), (1, 50), (0, 7), (2, 7)])
+                ),
+            )
+        )
+        trip = {"saga": "trip", "saga_version": 1}
+        order = {"saga": "order", "saga_version": 2}
+        found = await storage.query("sagas_unclaimed", before=50, limit=100)
+        assert found == [{**order, "n": 2, "since": 3}, {**trip, "n": 5, "since": 0}]
+        found = await storage.query("sagas_unclaimed", before=50, limit=2)
+        assert found == [{**order, "n": 1, "since": 7}, {**trip, "n": 2, "since": 0}]
+        assert await storage.query("sagas_unclaimed", before=0, limit=100) == []
+
+    async def test_what_waits_for_people(self, storage: Storage) -> None:
+        """Dead letters, what was parked and what was staged, counted no further than asked for; refusals by id."""
+        empty = dict.fromkeys(("dead_letters", "parked_keys", "parked_events", "staged", "refused"), 0)
+        assert await storage.query("backlog_counts", limit=3) == [empty]
+        rows = [Row("dead_letters", "insert", (f"d{n}",), {"subscription": "s", "parked_at": n}) for n in range(5)]
+        rows += [Row("parked_keys", "insert", ("p", 1, "k"), {"error": "e"})]
+        rows += [Row("parked_events", "insert", ("p", 1, "k", n), {}) for n in (1, 2)]
+        for n, refused in enumerate((None, "why", "so")):
+            rows.append(Row("staged", "insert", (f"t{n}",), {"body": "{}", "staged_at": n, "refused": refused}))
+        await storage.write(row_unit(*rows))
+        counts = {"dead_letters": 3, "parked_keys": 1, "parked_events": 2, "staged": 1, "refused": 2}
+        assert await storage.query("backlog_counts", limit=3) == [counts]
+        found = await storage.query("staged_refused", after="", limit=9)
+        assert [(row["id"], row["refused"]) for row in found] == [("t1", "why"), ("t2", "so")]
+        assert _ids(await storage.query("staged_refused", after="t1", limit=1)) == ["t2"]
 
     async def test_next_wake(self, storage: Storage) -> None:
         """The earliest over sagas that nobody owns, that have not ended, and whose code is here."""

@@ -114,6 +114,22 @@ class QueueCases(Cases):
         assert _named(await heads(most=1)) == ["a", "top", "second"], "one each at least"
         assert await storage.query("queue_heads", queue="none", sagas=TRIPS, each=9, most=9) == []
 
+    async def test_the_place_of_one(self, storage: Storage) -> None:
+        """How many of its partition go before it: in the order in which they are admitted."""
+        rows = [
+            _queued("b", enqueued_at=5), _queued("c", enqueued_at=5), _queued("a", enqueued_at=6),
+            _queued("top", priority=2, enqueued_at=9), _queued("low", priority=-1), _queued("other", "x", priority=9),
+            _queued("running", state=ADMITTED), _queued("early", state=EARLY, not_before=1),
+            _queued("elsewhere", queue="r"),
+        ]  # fmt: skip
+        await _write(storage, _queue(), _queue("r"), *rows)
+        order = ["top", "b", "c", "a", "low"]
+        for place, name in enumerate(order):
+            row = await storage.get("queued", (name,))
+            assert row is not None
+            asked = {column: row[column] for column in ("queue", "partition", "priority", "enqueued_at", "saga")}
+            assert await storage.query("queue_place", **asked) == [{"n": place}], name
+
     async def test_those_that_came_back(self, storage: Storage) -> None:
         """The oldest first, up to a limit, of sagas that are registered."""
         rows = [_queued(name, state=RETURNED, enqueued_at=at) for name, at in {"c": 5, "a": 9, "b": 5}.items()]

@@ -36,6 +36,26 @@ SELECT id, fence FROM ewe.sagas WHERE owner = :worker AND owner <> '' AND ended_
 -- name: sagas_count
 SELECT state, count(*) AS n FROM ewe.sagas GROUP BY state ORDER BY state NULLS FIRST;
 
+-- name: sagas_count_to
+SELECT asked.state,
+       (SELECT count(*) FROM (SELECT FROM ewe.sagas WHERE sagas.state = asked.state LIMIT :limit) AS counted) AS n
+FROM jsonb_array_elements_text(:states::jsonb) WITH ORDINALITY AS asked(state, place)
+ORDER BY asked.place;
+
+-- name: sagas_unclaimed
+SELECT saga, saga_version, count(*) AS n, min(since) AS since FROM (
+    (SELECT saga, saga_version, wake_at AS since FROM ewe.sagas
+     WHERE ended_at IS NULL AND owner = '' AND wake_at IS NOT NULL AND wake_at < :before
+     ORDER BY wake_at
+     LIMIT :limit)
+    UNION ALL
+    (SELECT s.saga, s.saga_version, q.enqueued_at AS since
+     FROM ewe.queued AS q JOIN ewe.sagas AS s ON s.id = q.saga
+     WHERE q.state = 1 AND q.enqueued_at < :before
+     LIMIT :limit)) AS waiting
+GROUP BY saga, saga_version
+ORDER BY saga, saga_version;
+
 -- name: live_workers
 SELECT * FROM ewe.workers WHERE alive = 1 ORDER BY id;
 
@@ -52,7 +72,7 @@ ORDER BY id;
 -- returns: sagas
 -- First what is given to this worker, then what is due, then what was given to others and not taken in time. Only to a
 -- worker that lives: what a dead one got would be found by nobody.
-UPDATE ewe.sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
+UPDATE ewe.sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL, waits_for = NULL
 WHERE id = ANY ((ARRAY(
     SELECT id FROM ewe.sagas
     WHERE ended_at IS NULL AND owner <> '' AND wake_at IS NOT NULL AND owner = 'given:' || :worker
@@ -78,7 +98,7 @@ RETURNING xmin::text::bigint AS row_version, sagas.*;
 
 -- name: claim_saga
 -- returns: sagas
-UPDATE ewe.sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
+UPDATE ewe.sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL, waits_for = NULL
 WHERE id = ANY (ARRAY(
     SELECT id FROM ewe.sagas
     WHERE id = :id AND ended_at IS NULL AND owner = ''

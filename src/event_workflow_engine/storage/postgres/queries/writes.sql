@@ -10,7 +10,10 @@ SELECT last_position, row_version, stale FROM ewe.commit_batch(
 SELECT ewe.announce(:channel, :sender);
 
 -- name: stage
-SELECT ewe.stage(:id, :body, :staged_at, :channel);
+SELECT ewe.stage_here(:cluster, :database, :id, :body, :staged_at, :channel) AS here;
+
+-- name: whereabouts
+SELECT cluster, database FROM ewe.whereabouts();
 
 -- name: lock_store
 SET LOCAL idle_in_transaction_session_timeout = '15s';

@@ -56,3 +56,8 @@ FROM queued AS q LEFT JOIN sagas AS s ON s.id = q.saga
 WHERE q.queue = :queue AND q.state >= 2
 GROUP BY q.partition
 ORDER BY q.partition;
+
+-- name: queue_place
+SELECT count(*) AS n FROM queued
+WHERE queue = :queue AND state = 1 AND partition = :partition
+  AND (priority > :priority OR (priority = :priority AND (enqueued_at, saga) < (:enqueued_at, :saga)));

@@ -52,6 +52,28 @@ SELECT id, fence FROM sagas WHERE owner = :worker AND owner <> '' AND ended_at I
 -- name: sagas_count
 SELECT state, count(*) AS n FROM sagas GROUP BY state ORDER BY state;
 
+-- name: sagas_count_to
+SELECT asked.value AS state,
+       (SELECT count(*) FROM (SELECT 1 FROM sagas WHERE state = asked.value LIMIT :limit)) AS n
+FROM json_each(:states) AS asked
+ORDER BY asked.key;
+
+-- name: sagas_unclaimed
+SELECT saga, saga_version, count(*) AS n, min(since) AS since FROM (
+    SELECT * FROM (
+        SELECT saga, saga_version, wake_at AS since FROM sagas
+        WHERE ended_at IS NULL AND owner = '' AND wake_at IS NOT NULL AND wake_at < :before
+        ORDER BY wake_at
+        LIMIT :limit)
+    UNION ALL
+    SELECT * FROM (
+        SELECT s.saga, s.saga_version, q.enqueued_at AS since
+        FROM queues AS named CROSS JOIN queued AS q CROSS JOIN sagas AS s
+        WHERE q.queue = named.name AND q.state = 1 AND q.enqueued_at < :before AND s.id = q.saga
+        LIMIT :limit))
+GROUP BY saga, saga_version
+ORDER BY saga, saga_version;
+
 -- name: live_workers
 SELECT * FROM workers WHERE alive = 1 ORDER BY id;
 
@@ -68,7 +90,7 @@ ORDER BY id;
 -- returns: sagas
 -- First what is given to this worker, then what is due, then what was given to others and not taken in time. Only to a
 -- worker that lives: what a dead one got would be found by nobody.
-UPDATE sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
+UPDATE sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL, waits_for = NULL
 WHERE id IN (
     SELECT id FROM (
         SELECT 1 AS turn, id, wake_at FROM sagas INDEXED BY sagas_woken
@@ -99,7 +121,7 @@ RETURNING *;
 
 -- name: claim_saga
 -- returns: sagas
-UPDATE sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL
+UPDATE sagas SET owner = :worker, fence = coalesce(fence, 0) + 1, wake_at = NULL, waits_for = NULL
 WHERE id = :id AND ended_at IS NULL AND owner = ''
   AND EXISTS (SELECT 1 FROM workers WHERE workers.id = :worker AND alive = 1)
 RETURNING *;

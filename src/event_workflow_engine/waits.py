@@ -1,0 +1,134 @@
+"""What a saga waits for: as it is kept in its row while no worker has it, and in words. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from event_workflow_engine.clock import from_micros
+from event_workflow_engine.state_machine import WorkflowState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from event_workflow_engine.journal import Journal
+
+__all__ = ["Wait", "kept_waits", "read_waits", "said"]
+
+_MOST: Final = 8
+"""A saga may wait for thousands of things at once; its row tells so many, those that come first."""
+
+Kind = Literal[
+    "signal", "sleep", "attempt", "undo", "deadline", "more",
+    "step", "compensation", "worker", "code", "queue", "not-before", "resume", "decision",
+]  # fmt: skip
+
+
+_SAID: Final[dict[Kind, tuple[str, str]]] = {
+    "signal": ("waits for signal {name!r}", " until {at}"),
+    "sleep": ("sleeps", " until {at}"),
+    "attempt": ("waits for attempt {number} of step {name!r}", " at {at}"),
+    "undo": ("waits for attempt {number} to undo step {name!r}", " at {at}"),
+    "deadline": ("has time", " until {at}"),
+    "more": ("and {number} more", ""),
+    "step": ("runs step {name!r}", ""),
+    "compensation": ("undoes step {name!r}", ""),
+    "worker": ("waits for a worker", " since {at}"),
+    "code": ("waits for code that no worker has: {name} v{number}", ""),
+    "queue": ("waits in queue {name!r}", ""),
+    "not-before": ("waits in queue {name!r}", " until {at}"),
+    "resume": ("is paused: waits for a resume", ""),
+    "decision": ("needs intervention: waits for a decision", ""),
+}
+"""Each kind in words, and what is added where its time is known."""
+
+
+class Wait(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that a saga waits for, or that it does.
+
+    Attributes:
+        kind: ``signal`` `name`, until `at` where it has a timeout; ``sleep`` until `at`; ``attempt`` `number` of step
+            `name` at `at`; ``undo``: the same of its compensation; ``deadline``: its own, at `at`; ``more``: `number`
+            further things; ``step`` and ``compensation``: attempt `number` of that of step `name` runs; ``worker``: it
+            is due since `at` and no worker has taken it yet; ``code``: it could go on, and no living worker has version
+            `number` of the saga `name`; ``queue`` `name`, where `number` of its partition is first served, 1 is next;
+            ``not-before`` `at`, in the queue `name`; ``resume``: it is paused; ``decision``: it needs intervention.
+        name: Of a signal, a step, a queue or a saga.
+        number: Which attempt, place or version, or how many.
+        at: When.
+    """
+
+    kind: Kind
+    name: str = ""
+    number: int | None = None
+    at: datetime | None = None
+
+
+class _Kept(msgspec.Struct, frozen=True, array_like=True):
+    kind: Kind
+    name: str
+    number: int | None
+    at: int | None
+
+
+def kept_waits(journal: Journal, timers: Iterable[str], signals: Iterable[tuple[str, str | None]]) -> str | None:
+    """What a saga's row says while it is out of memory; ``None``: the row's state says it all.
+
+    Args:
+        journal: The saga's.
+        timers: Those that its body waits for, a signal's own among them.
+        signals: Those that it waits for, each with the timer that ends the wait.
+    """
+    forward = journal.state is WorkflowState.RUNNING
+    if journal.ended or not (forward or journal.state is WorkflowState.COMPENSATING):
+        return None
+    waits: list[_Kept] = []
+    limits = set()
+    for name, timer in signals:
+        limits.add(timer)
+        waits.append(_Kept("signal", name, None, None if timer is None else journal.timers.get(timer)))
+    waits += [_Kept("sleep", "", None, journal.timers.get(timer)) for timer in timers if timer not in limits]
+    for step, due in journal.retries.items():
+        attempt = journal.steps[step].attempt if not journal.failing else journal.compensations[step].attempt
+        waits.append(_Kept("undo" if journal.failing else "attempt", step, attempt + 1, due))
+    if journal.deadline is not None and not journal.deadline_passed and not journal.failing:
+        waits.append(_Kept("deadline", "", None, journal.deadline))
+    return _packed(waits)
+
+
+def _packed(waits: list[_Kept]) -> str | None:
+    """The first of them, in the order of their times, as text."""
+    if not waits:
+        return None
+    waits.sort(key=lambda wait: (wait.at is None, wait.at or 0))
+    kept = waits[:_MOST]
+    if len(waits) > _MOST:
+        kept.append(_Kept("more", "", len(waits) - _MOST, None))
+    return msgspec.json.encode(kept).decode()
+
+
+def read_waits(row: Mapping[str, Any]) -> list[Wait]:
+    """What the row of a saga says; of what a later version may have written, what this one knows."""
+    try:
+        kept = msgspec.json.decode(row["waits_for"] or "[]", type=list[_Kept])
+    except msgspec.DecodeError:
+        return []
+    return [Wait(one.kind, one.name, one.number, None if one.at is None else from_micros(one.at)) for one in kept]
+
+
+def said(wait: Wait) -> str:
+    """A wait in words.
+
+    Example:
+        >>> print(said(Wait("attempt", "ship", 3)))
+        waits for attempt 3 of step 'ship'
+    """
+    text, with_time = _SAID[wait.kind]
+    said = text.format(name=wait.name, number=wait.number)
+    if wait.kind in ("step", "compensation") and (wait.number or 1) > 1:
+        said += f" (attempt {wait.number})"
+    if wait.kind == "queue" and wait.number:
+        said += f" (place {wait.number})"
+    return said if wait.at is None else said + with_time.format(at=f"{wait.at:%Y-%m-%d %H:%M:%S}")
