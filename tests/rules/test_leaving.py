@@ -101,7 +101,7 @@ async def test_rule_05_who_does_not_wait_for_a_thread_leaves_its_saga_as_it_is(
     worker = leaving._keeper.kit.worker.id
     left = asyncio.create_task(leaving.__aexit__(None, None, None))
     while "leaving waits" not in caplog.text:  # noqa: ASYNC110 - nothing tells of it
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
     left.cancel()
     with pytest.raises(asyncio.CancelledError):
         await left
@@ -141,7 +141,7 @@ async def begins_nothing(engine: WorkflowEngine) -> None:
     """Wait until an engine that is being left lets nothing begin."""
     async with asyncio.timeout(10):
         while not all(run.draining for run in engine._keeper._runs.values()):  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
 
 
 def gated(gate: asyncio.Event, name: str) -> Callable[[], Any]:

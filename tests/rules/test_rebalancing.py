@@ -87,13 +87,13 @@ async def held(lab: Lab) -> list[int]:
 async def hold(lab: Lab, *expected: int) -> None:
     async with asyncio.timeout(10):
         while await held(lab) != [*expected]:  # noqa: ASYNC110 - claims ring no bell
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
 
 
 async def soon(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
 
 
 def gives(engine: WorkflowEngine) -> bool:

@@ -161,7 +161,7 @@ async def test_its_row_says_what_it_offers_now() -> None:
         owner.offers = {"max_running": 7, "runs": '[["trip",1]]'}
         async with asyncio.timeout(5):
             while not await told('[["trip",1]]'):  # noqa: ASYNC110 - it looks now and then
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
         await worker.stop()
 
 

@@ -67,13 +67,19 @@ class Place:
         return [tuple(json.loads(line)) for line in self._ledger.read_text().splitlines()]
 
     async def until(self, condition: Callable[[list[int]], bool], within: float) -> list[int]:
-        """Wait until what the workers hold, in order of their coming, is as wanted."""
-        async with asyncio.timeout(within):
-            while True:
-                held = [row["held"] - row["given"] for row in await self.storage.query("worker_loads")]
-                if condition(held):
-                    return held
-                await asyncio.sleep(0.05)
+        """Wait until what the workers hold, in order of their coming, is as wanted; they commit all the time."""
+        rang = asyncio.Event()
+        remove = self.storage.add_bell(rang.set)
+        try:
+            async with asyncio.timeout(within):
+                while True:
+                    held = [row["held"] - row["given"] for row in await self.storage.query("worker_loads")]
+                    if condition(held):
+                        return held
+                    await rang.wait()
+                    rang.clear()
+        finally:
+            remove()
 
     async def ended(self) -> None:
         """Wait until all sagas have ended, and look that each step ran once and each attempt was counted once."""
