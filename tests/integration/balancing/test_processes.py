@@ -125,6 +125,7 @@ async def test_a_worker_that_joins_gets_its_share_of_what_runs(place: Place) -> 
     assert max(place.moved.values()) == 1, "none was given twice"
 
 
+@pytest.mark.long
 async def test_a_worker_that_joins_and_dies_at_once_holds_nothing_up(place: Place) -> None:
     """What it had goes back to the one that gave it; a step that it was in runs again, as the same attempt."""
     with place.worker(SAGAS) as first:
