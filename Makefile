@@ -108,6 +108,10 @@ check: test gates ## Everything that CI asks
 bench: $(STAMP) ## Measure speed beside its peers and raw limits
 	$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: mutants
+mutants: $(STAMP) ## Put small faults into the deciding modules, see the tests fail
+	nice $(BIN)/python -m mutants $(ARGS)
+
 .PHONY: lock
 lock: $(STAMP) ## Resolve the dependencies anew into uv.lock, from the default index only
 	env -u UV_INDEX -u UV_INDEX_URL -u UV_DEFAULT_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS \
