@@ -222,7 +222,6 @@ async def test_limits_of_a_later_registration_hold_for_all(lab: Lab, gate: Gate)
         assert status.queue == Queue("q", limit=3)
 
 
-@pytest.mark.proves("handed-over")
 async def test_what_a_crashed_worker_held_is_neither_lost_nor_held_for_ever(lab: Lab, gate: Gate) -> None:
     queue = Queue("q", limit=2)
     async with lab.doomed(gate.saga) as engine:
