@@ -60,7 +60,7 @@ class Mending:
 
     async def _deploy(self, *, anew: bool) -> None:
         for place in self._world.places:
-            if anew or place.codes != self._codes:
+            if anew or place.mixed or place.codes != self._codes:
                 place.codes = dict(self._codes)
                 await place.restart()
         self._look_at = self._world.loop.time() + _STANDS_S

@@ -39,6 +39,7 @@ class Place:
 
     Attributes:
         codes: What the next process there has of each saga; the first version of those that are not named.
+        mixed: Whether the process there has other code than that, too: what it had before it was given more.
         crashes: How many of its processes were killed.
     """
 
@@ -47,6 +48,7 @@ class Place:
         self._number = number
         self._lives = 0
         self.codes: Mapping[str, Code] = {}
+        self.mixed = False
         self.crashes = 0
         self.link = Link(world.plan.weather, world.chance)
         self.link.errors = {one.call: one.how for one in world.plan.errors if one.worker == number}
@@ -62,6 +64,7 @@ class Place:
         """Start a process."""
         world = self._world
         self._lives += 1
+        self.mixed = False
         self.process = world.loop.process(f"worker {self._number}.{self._lives}")
         self.storage = SimulatedStorage(world.server, self.process, self.link)
         self.process.holds.update(world.code.actions)
@@ -89,7 +92,7 @@ class Place:
 
     def learn(self, codes: Mapping[str, Code]) -> None:
         """Register what is new in the process that runs there, and have the next one come with it."""
-        self.codes = codes
+        self.codes, self.mixed = codes, True
         self._world.loop.later(0, self.process, self._world.code.add, self._engine, codes)
 
     def kill(self) -> bool:
