@@ -122,6 +122,7 @@ class Invariants(Watcher):
                 self.breaks(f"{saga}: step {fact['step']} was undone twice")
             self._undone.add((saga, fact["step"]))
         elif kind == "intervention-needed":
+            self._turns.discard(saga)  # one that stands is in nobody's way
             self._stands(saga, before[-1])
 
     def _begins(self, saga: str, fact: dict[str, Any]) -> None:
