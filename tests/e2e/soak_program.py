@@ -13,6 +13,7 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,7 @@ tick = Saga("soak-tick", [SagaStep("a", act)])
 @saga("soak-approved")
 async def approved() -> bool:
     await asyncio.gather(step(act, compensation=undo), step(act_in_thread, compensation=undo))
-    await sleep(0.05)
+    await sleep(timedelta(milliseconds=50))
     return await wait_for_signal(APPROVAL)
 
 

@@ -11,7 +11,8 @@ from event_workflow_engine.clock import from_micros
 from event_workflow_engine.context import STEP, CompensationContext, StepContext
 from event_workflow_engine.errors import DecodeError, EncodeError, StepRejectedError
 from event_workflow_engine.outcomes import Outcome, classify, qualified_name
-from event_workflow_engine.planner import next_attempt_after
+from event_workflow_engine.planner import next_attempt_after, pack_retry
+from event_workflow_engine.retries import COMPENSATION_RETRY
 from event_workflow_engine.runner.execution import Attempt
 from event_workflow_engine.runner.transacting import TransactionalAction
 
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from event_workflow_engine.journal import CompensationState, StepState
-    from event_workflow_engine.runner.commands import StartStep
+    from event_workflow_engine.codecs import Codec
+    from event_workflow_engine.journal import CompensationState, Journal, StepState
+    from event_workflow_engine.runner.commands import Finish, StartStep
     from event_workflow_engine.runner.run import SagaRun
-    from event_workflow_engine.saga import CompensationSpec, StepSpec
+    from event_workflow_engine.saga import CompensationSpec, Saga, StepSpec
 
 __all__ = [
     "launch_action",
@@ -30,7 +32,9 @@ __all__ = [
     "may_have_happened",
     "read_result",
     "record_compensation",
+    "record_completion",
     "record_given_up",
+    "record_start",
     "record_success",
     "record_unsuccess",
 ]
@@ -111,6 +115,15 @@ def read_result(run: SagaRun, step: str, data: h.Raw, kind: Any) -> Any:
     return run.kit.codec.decode(data, kind, f"saga {run.saga_id!r}, result of step {step!r}")
 
 
+def record_start(saga: Saga[Any, Any], command: StartStep, attempt: int, interruptions: int) -> h.StepStarted:
+    """The fact that an attempt is to begin; the first of a function's step says how it is undone without the body."""
+    undo, compensation = None, command.spec.compensation
+    if command.args is not None and compensation is not None and attempt == 1:
+        retry = () if compensation.retry is COMPENSATION_RETRY else pack_retry(compensation.retry)
+        undo = h.Undo(saga.compensation_name(compensation.fn), retry, command.spec.compensate_failed)
+    return h.StepStarted(command.step, attempt, interruptions, undo)
+
+
 def record_success(run: SagaRun, command: StartStep, value: Any) -> tuple[Any, Any]:
     """The fact of a success, and the value as it will be read back: live and replay see the same.
 
@@ -185,3 +198,14 @@ def record_compensation(run: SagaRun, spec: CompensationSpec, state: Compensatio
     retry_at = None if wait is None else run.kit.now() + int(wait * _MICROS)
     kind = qualified_name(type(error))
     return h.CompensationFailed(state.planned.step, kind, str(error), state.attempt, retry_at)
+
+
+def record_completion(journal: Journal, codec: Codec, finish: Finish) -> h.SagaCompleted:
+    """The fact that all is done. Steps whose outcome stayed unknown are named in it.
+
+    Raises:
+        EncodeError: The result is no JSON.
+    """
+    result = h.Raw(codec.encode(finish.result, f"result of saga {journal.saga_id!r}"))
+    unknown = tuple(name for name in journal.completed if journal.steps[name].status == "unknown")
+    return h.SagaCompleted(result, unknown)

@@ -7,13 +7,15 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from event_workflow_engine.runner.leaving import threads
+from event_workflow_engine.storage.tables import GIVEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from event_workflow_engine.runner.run import SagaRun
+    from event_workflow_engine.storage.port import Unit
 
-__all__ = ["leave"]
+__all__ = ["frees", "leave"]
 
 _log: Final = logging.getLogger("event_workflow_engine.runner")
 _CLEANS_UP_S: Final = 1.0
@@ -60,3 +62,9 @@ async def _hand_over(runs: Sequence[SagaRun], drop: Callable[[SagaRun], None]) -
     for outcome in await asyncio.gather(*(run.hand_over() for run in runs), return_exceptions=True):
         if isinstance(outcome, BaseException):
             _log.warning("a saga could not be handed over; it is found again when this worker is gone: %s", outcome)
+
+
+def frees(unit: Unit, worker: str) -> bool:
+    """Whether a saga that somebody had is to be claimed by a worker now, or by any."""
+    rows = [row.values for row in unit.rows if row.table == "sagas"]
+    return any(row.get("wake_at") is not None and row.get("owner") in ("", GIVEN + worker) for row in rows)

@@ -28,7 +28,7 @@ from event_workflow_engine.runner.balance import Tolerance
 from event_workflow_engine.runner.balancing import Balancer
 from event_workflow_engine.runner.codeless import CodeWatch
 from event_workflow_engine.runner.ends import Ends
-from event_workflow_engine.runner.handover import leave
+from event_workflow_engine.runner.handover import frees, leave
 from event_workflow_engine.runner.leaving import threads
 from event_workflow_engine.runner.resume import resume
 from event_workflow_engine.runner.run import SagaRun
@@ -36,7 +36,6 @@ from event_workflow_engine.runner.starting import new_saga, same_or_conflict, ta
 from event_workflow_engine.saga import Saga, StepSpec
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Row, Unit
-from event_workflow_engine.storage.tables import GIVEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -356,7 +355,7 @@ class SagaKeeper:
                         self._due.set()
                 elif stream.startswith("saga-"):  # a new one that nobody owns
                     self._due.set()
-            elif unit.worker is not None and unit.worker.id != me and _frees(unit, me):
+            elif unit.worker is not None and unit.worker.id != me and frees(unit, me):
                 self._due.set()  # by another engine in this process
 
     def _rung(self) -> None:
@@ -593,9 +592,3 @@ class SagaKeeper:
         kit, stands = self.kit, {"state": WorkflowState.NEEDS_INTERVENTION.value, "owner": "", "wake_at": None}
         row = Row("sagas", "update", (run.saga_id,), stands, {"owner": kit.worker.id, "fence": run.fence})
         await kit.storage.write(Unit(uuid7(), kit.now(), rows=(row,), worker=kit.worker))
-
-
-def _frees(unit: Unit, worker: str) -> bool:
-    """Whether a saga that somebody had is to be claimed by a worker now, or by any."""
-    rows = [row.values for row in unit.rows if row.table == "sagas"]
-    return any(row.get("wake_at") is not None and row.get("owner") in ("", GIVEN + worker) for row in rows)

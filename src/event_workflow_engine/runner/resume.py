@@ -9,6 +9,7 @@ from event_workflow_engine.errors import DecodeError, NonDeterminismError, Workf
 from event_workflow_engine.runner.attempts import may_have_happened, read_result
 from event_workflow_engine.runner.commands import Fail, Replay
 from event_workflow_engine.runner.mail import is_decision
+from event_workflow_engine.runner.scripts import new_script, set_up
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _set_up(run: SagaRun) -> None:
     if run.saga.fn is None or run.saga.takes_input:
         what = f"input of saga {run.saga_id!r}"
         value = run.kit.codec.decode(started.input, run.saga.input_type or Any, what)
-    run.set_up(started, value)
+    set_up(run, started, value)
 
 
 def _set_up_without_script(run: SagaRun) -> None:
@@ -221,7 +222,7 @@ def _try(run: SagaRun, facts: list[Any]) -> None:
     Raises:
         NonDeterminismError: It does not, and nothing that it asks for is to be recorded.
     """
-    trial = run.new_script()
+    trial = new_script(run)
     try:
         trial.begin()
         for fact in facts:

@@ -6,14 +6,18 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine import history as h
-from event_workflow_engine.context import SAGA, SagaContext, StepResults
+from event_workflow_engine.context import SagaContext, StepResults
 from event_workflow_engine.errors import EncodeError, NonDeterminismError, VersionConflictError, WorkflowError
 from event_workflow_engine.journal import Journal, inbox_stream
 from event_workflow_engine.outcomes import qualified_name
-from event_workflow_engine.planner import Dag, pack_retry
-from event_workflow_engine.retries import COMPENSATION_RETRY
-from event_workflow_engine.runner.attempts import launch_action, record_given_up, record_success, record_unsuccess
-from event_workflow_engine.runner.body import BodyScript
+from event_workflow_engine.runner.attempts import (
+    launch_action,
+    record_completion,
+    record_given_up,
+    record_start,
+    record_success,
+    record_unsuccess,
+)
 from event_workflow_engine.runner.commands import (
     CancelStep,
     Command,
@@ -26,11 +30,11 @@ from event_workflow_engine.runner.commands import (
     StartStep,
 )
 from event_workflow_engine.runner.due import fire_due, next_wake, what_it_waits_for
-from event_workflow_engine.runner.graph import GraphScript
 from event_workflow_engine.runner.leaving import is_under_way, is_wanted_elsewhere, last_unit
 from event_workflow_engine.runner.mail import Mail
 from event_workflow_engine.runner.pen import Pen
 from event_workflow_engine.runner.rollback import Rollback
+from event_workflow_engine.runner.scripts import set_up
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from event_workflow_engine.journal import StepState
+    from event_workflow_engine.planner import Dag
     from event_workflow_engine.runner.execution import Attempt
     from event_workflow_engine.runner.kit import Kit
     from event_workflow_engine.saga import Saga
@@ -143,28 +148,9 @@ class SagaRun:
         """Begin a new saga: its first unit holds its start, its rows and the starts of its first steps."""
         self.pen.new(rows)
         self.emit(started)
-        self.set_up(started, value)
+        set_up(self, started, value)
         self.obey(self.begin())
         self.flush()
-
-    def set_up(self, started: h.SagaStarted, value: Any) -> None:
-        """Make the context and the script; `value` is the typed input."""
-        saga = self.saga
-        self.input = value
-        self.key_prefix = f"{self.saga_id}:{started.run}:"
-        self.correlation_id = started.correlation_id or self.saga_id
-        self.context = self.kit.context.copy()
-        self.place = SagaContext(self.saga_id, saga.name, None, self.correlation_id, started.causation_id)
-        self.context.run(SAGA.set, self.place)
-        self.script = self.new_script()
-
-    def new_script(self) -> GraphScript | BodyScript:
-        """A script that knows nothing of the journal yet."""
-        saga, kit = self.saga, self.kit
-        if saga.fn is None:
-            return GraphScript(saga.specs, self.dag)
-        arguments = (self.input,) if saga.takes_input else ()
-        return BodyScript(saga, arguments, self.context.copy(), kit.codec, self.saga_id, kit.host.child_step)
 
     def hold(self, facts: Iterable[tuple[Any, Any]]) -> None:
         """What came while the saga is paused, with its values, to be told when it is resumed."""
@@ -265,13 +251,7 @@ class SagaRun:
         if self.withholds or self.draining:
             self.withheld = True  # no start is in the journal, so whoever has the saga next begins it
             return
-        undo = None
-        compensation = command.spec.compensation
-        if command.args is not None and compensation is not None and attempt == 1:
-            retry = () if compensation.retry is COMPENSATION_RETRY else pack_retry(compensation.retry)
-            name = self.saga.compensation_name(compensation.fn)
-            undo = h.Undo(name, retry, command.spec.compensate_failed)
-        self.emit(h.StepStarted(command.step, attempt, interruptions, undo))
+        self.emit(record_start(self.saga, command, attempt, interruptions))
         self.starting.append(command.step)
 
     def _give_up_all(self) -> None:
@@ -305,12 +285,10 @@ class SagaRun:
         if self.doom is None and self._finish is not None:
             finish, self._finish = self._finish, None
             try:
-                result = h.Raw(self.kit.codec.encode(finish.result, f"result of saga {self.saga_id!r}"))
+                self.emit(record_completion(journal, self.kit.codec, finish))
             except EncodeError as error:
                 self.doom = Fail(qualified_name(EncodeError), str(error), None, error=error)
             else:
-                unknown = tuple(name for name in journal.completed if journal.steps[name].status == "unknown")
-                self.emit(h.SagaCompleted(result, unknown))
                 return
         if self.doom is not None:
             self.close_script()
