@@ -209,5 +209,5 @@ async def test_sagas_that_nobody_takes_come_back_and_are_not_given_again(lab: La
             await asyncio.gather(*(handle.result() for handle in handles))
         assert set(RAN.values()) == {1}
         counts = [(await lab.facts(first, handle.id)).count("saga-handed-over") for handle in handles]
-        assert sorted(counts) == [0] * (SAGAS // 2) + [1] * (SAGAS // 2)
+        assert set(counts) == {0, 1}, "some went and came back, none twice"
         await deaf.stop()

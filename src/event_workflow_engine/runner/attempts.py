@@ -47,7 +47,11 @@ def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt
     """Begin an attempt whose start is on disk."""
     spec, kit = command.spec, run.kit
     attempt = Attempt(state.step, kit, run, run.saga.settle_timeout)
-    context: StepContext[Any] = StepContext(*_common(run, state.step, state.attempt, spec.timeout, attempt))
+    step, timeout = state.step, spec.timeout
+    deadline = None if timeout is None else from_micros(kit.now() + int(timeout * _MICROS))
+    context: StepContext[Any] = StepContext(
+        run.place, step, run.input, run.results, run.key_prefix + step, state.attempt, run.fence, deadline, attempt
+    )
     args = command.args if command.args is not None else (context,) if spec.info.takes_context else ()
     fn, is_async = _called(run, spec.action, is_async=spec.info.is_async)
     if spec.transactional:
@@ -58,7 +62,7 @@ def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt
         is_async=is_async,
         context=_context(run, context),
         pool=kit.actions,
-        timeout=spec.timeout,
+        timeout=timeout,
     )
     return attempt
 
@@ -75,7 +79,17 @@ def launch_compensation(run: SagaRun, spec: CompensationSpec, step: StepState, s
             kind = declared.info.result_type
         result = read_result(run, step.step, step.result, kind)
     context: CompensationContext[Any, Any] = CompensationContext(
-        *_common(run, step.step, state.attempt, None, attempt), result=result, outcome=state.planned.outcome
+        run.place,
+        step.step,
+        run.input,
+        run.results,
+        run.key_prefix + step.step,
+        state.attempt,
+        run.fence,
+        None,
+        attempt,
+        result=result,
+        outcome=state.planned.outcome,
     )
     fn, is_async = _called(run, spec.fn, is_async=spec.info.is_async)
     attempt.start(
@@ -96,12 +110,6 @@ def _called(run: SagaRun, fn: Callable[..., Any], *, is_async: bool) -> tuple[Ca
         if stand_in is not None:
             return stand_in, True
     return fn, is_async
-
-
-def _common(run: SagaRun, step: str, number: int, timeout: float | None, attempt: Attempt) -> tuple[Any, ...]:
-    deadline = None if timeout is None else from_micros(run.kit.now() + int(timeout * _MICROS))
-    key = f"{run.key_prefix}{step}"
-    return (run.place, step, run.input, run.results, key, number, run.fence, deadline, attempt)
 
 
 def _context(run: SagaRun, present: StepContext[Any]) -> Context:

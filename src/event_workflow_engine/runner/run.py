@@ -323,9 +323,11 @@ class SagaRun:
 
     def _settled(self, step: str, fact: Any, value: Any, error: BaseException | None) -> None:
         del self._calls[step]
-        self.withholds = is_wanted_elsewhere(self)
-        self.tell(fact, value, error)
-        if not self.paused:
+        if self.kit.giving is not None:
+            self.withholds = is_wanted_elsewhere(self)
+        if self.script is not None:
+            self.tell(fact, value, error)
+        elif not self.paused:
             self.conclude()
         self.withholds = False
 
@@ -452,17 +454,19 @@ class SagaRun:
 
     def _act(self) -> None:
         """What was asked for is on disk: let it happen."""
-        boarded = self.starting[: self._aboard]
-        # What may run again need not begin here any more. What may not would be taken for unknown by who has it next.
-        begin = [step for step in boarded if not (self.draining and self._calls[step].spec.repeatable)]
-        if self.draining and not begin:
-            return
+        begin, later = self.starting[: self._aboard], self.starting[self._aboard :]
+        if self.draining:
+            # What may run again need not begin here any more. What may not would be taken for unknown elsewhere.
+            later = [step for step in begin if self._calls[step].spec.repeatable] + later
+            begin = [step for step in begin if not self._calls[step].spec.repeatable]
+            if not begin:
+                return
         if (doubt := self.kit.doubt()) is not None:
             self.lose(doubt)
             return
         if self._rollback is not None and not self.draining:
             self._rollback.launch_boarded()
-        self.starting = [step for step in boarded if step not in begin] + self.starting[self._aboard :]
+        self.starting = later
         self._aboard = 0
         for step in begin:
             state = self.journal.steps[step]
