@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # With every change the same seeds, so that what fails is the change; others, by the run's own seed, in the long run.
 SHARES = 10
-EACH = 40
+EACH = 50
 LONG_EACH = 2_000
 WITHIN = 2_000
 

@@ -80,7 +80,7 @@ async def test_what_failed_is_undone_wherever_it_crashed(engine: WorkflowEngine,
 
 
 @pytest.mark.crash_everywhere
-@pytest.mark.engines("memory", "sqlite", "postgres")
+@pytest.mark.engines("memory", "sqlite")
 @pytest.mark.parametrize("word", ["go", "too late"])
 async def test_days_pass_in_the_same_way_wherever_it_crashed(
     engine: WorkflowEngine, clock: VirtualClock, effects: Effects, word: str
