@@ -110,6 +110,9 @@ class Balancer:
                 if given.to not in self._muted:
                     _log.warning("worker %s did not take sagas that it was given; they go on here", given.to)
                 self._muted[given.to] = self._kit.loop.time() + self._tolerance.mute
+                self._lacks.pop(given.to, None)
+                if not self._lacks:
+                    self._kit.giving = None
 
     # -- rounds ------------------------------------------------------------------------------------------------------
 

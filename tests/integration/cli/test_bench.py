@@ -115,6 +115,7 @@ def started(url: str, *options: str, **more: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("url", "seconds", "at", "signals"),
     [

@@ -431,7 +431,9 @@ async def test_a_saga_waits_for_a_disk_that_hangs(tmp_path: Path, rng: random.Ra
 # -- the schema ------------------------------------------------------------------------------------------------------------
 
 SECOND = Migration(
-    2, "0002_more.sql", "CREATE TABLE more (a);\nINSERT INTO more SELECT id FROM events;\nDROP TABLE slots;\n"
+    len(MIGRATIONS) + 1,
+    "more.sql",
+    "CREATE TABLE more (a);\nINSERT INTO more SELECT id FROM events;\nDROP TABLE slots;\n",
 )
 
 

@@ -69,7 +69,8 @@ def test_parameters_are_those_of_the_specification(name: str) -> None:
     database.close()
 
 
-@pytest.mark.parametrize("name", QUERIES)
+# Those of a scratch database are about a table that one of them makes.
+@pytest.mark.parametrize("name", [name for name in QUERIES if not name.startswith("scratch_")])
 def test_nothing_large_is_scanned(database: sqlite3.Connection, name: str) -> None:
     allowed = {
         "sagas_count": {"sagas"},
