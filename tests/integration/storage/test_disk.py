@@ -430,7 +430,7 @@ async def test_a_saga_waits_for_a_disk_that_hangs(tmp_path: Path, rng: random.Ra
 
 # -- the schema ------------------------------------------------------------------------------------------------------------
 
-SECOND = Migration(
+NEXT = Migration(
     len(MIGRATIONS) + 1,
     "more.sql",
     "CREATE TABLE more (a);\nINSERT INTO more SELECT id FROM events;\nDROP TABLE slots;\n",
@@ -441,7 +441,7 @@ def upgrade(path: Path | str) -> None:
     connection = open_writer(str(path), connect)
     with closing(connection):
         use_wal(connection, str(path))
-        migrate(connection, str(path), auto_upgrade=True, migrations=(*MIGRATIONS, SECOND))
+        migrate(connection, str(path), auto_upgrade=True, migrations=(*MIGRATIONS, NEXT))
 
 
 async def cut_migrations(folder: Path, rng: random.Random, some: int) -> int:
@@ -468,8 +468,9 @@ async def cut_migrations(folder: Path, rng: random.Random, some: int) -> int:
         for path in left:
             upgrade(path)
             with closing(sqlite3.connect(path)) as connection:
-                assert connection.execute("PRAGMA user_version").fetchone() == (2,)
-                assert connection.execute("SELECT number FROM schema_migrations").fetchall() == [(1,), (2,)]
+                assert connection.execute("PRAGMA user_version").fetchone() == (NEXT.number,)
+                numbers = connection.execute("SELECT number FROM schema_migrations").fetchall()
+                assert numbers == [(one.number,) for one in (*MIGRATIONS, NEXT)]
                 assert connection.execute("SELECT count(*) FROM more").fetchone() == (20 if with_data else 0,)
                 assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         cuts += len(left)
