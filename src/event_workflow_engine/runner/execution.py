@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -99,6 +99,20 @@ class AttemptOwner(Protocol):
     def attempt_stuck(self, attempt: Attempt) -> None:
         """Its code was asked to end and has not within the settle timeout (rule 5)."""
         ...
+
+
+class Ending(NamedTuple):
+    """Code that nobody is told of any more, until it has ended.
+
+    Attributes:
+        name: Of its attempt.
+        future: Done when it has ended.
+        threaded: Whether it runs in a thread.
+    """
+
+    name: str
+    future: asyncio.Future[Any]
+    threaded: bool
 
 
 class Attempt:
@@ -212,14 +226,14 @@ class Attempt:
         if self._alarm is not None:
             self._alarm.cancel()
 
-    def abandon(self) -> asyncio.Future[Any] | None:
+    def abandon(self) -> Ending | None:
         """Tell nobody how it ends, and ask it to end; returns what to wait for. For eviction and shutdown."""
         self._closed = True
         if self._alarm is not None:
             self._alarm.cancel()
         if self._future is not None and not self._threaded:
             self._future.cancel()
-        return self._future
+        return None if self._future is None else Ending(self.name, self._future, self._threaded)
 
     def _expire(self) -> None:
         self._timed_out = True

@@ -10,7 +10,7 @@ from event_workflow_engine.runner.leaving import threads
 from event_workflow_engine.storage.tables import GIVEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from event_workflow_engine.runner.run import SagaRun
     from event_workflow_engine.storage.port import Unit
@@ -22,7 +22,12 @@ _CLEANS_UP_S: Final = 1.0
 _SAYS_AGAIN_S: Final = 30.0
 
 
-async def leave(runs: Mapping[str, SagaRun], drop: Callable[[SagaRun], None], timeout: float) -> None:  # noqa: ASYNC109 - code is asked to end
+async def leave(
+    runs: Mapping[str, SagaRun],
+    acting: Iterable[SagaRun],
+    drop: Callable[[SagaRun], None],
+    timeout: float,  # noqa: ASYNC109 - code is asked to end
+) -> None:
     """Let the actions of sagas end that begin nothing more, and hand all over.
 
     A thread cannot be made to end, and no retry of what it does may start before it has (rule 5). So its saga stays
@@ -30,19 +35,21 @@ async def leave(runs: Mapping[str, SagaRun], drop: Callable[[SagaRun], None], ti
 
     Args:
         runs: The sagas in memory.
+        acting: Those that were lost from it, such as where the store failed, while code of theirs goes on. In the store
+            they may still be this worker's.
         drop: Takes one out of them.
         timeout: Seconds for what runs; behind them async code is cancelled.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     while runs and (left := deadline - loop.time()) > 0:
-        acting = [future for run in runs.values() for future in run.acting_on]
-        if not acting:
+        busy = [future for run in runs.values() for future in run.acting_on]
+        if not busy:
             break
-        await asyncio.wait(acting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(busy, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.sleep(0)
     await _hand_over([run for run in runs.values() if not threads(run)], drop)
-    while held := {run.saga_id: ended for run in runs.values() if (ended := threads(run))}:
+    while held := {run.saga_id: ended for run in (*runs.values(), *acting) if (ended := threads(run))}:
         steps = ", ".join(f"{', '.join(names)} of saga {saga}" for saga, names in held.items())
         _log.warning("leaving waits for code in threads, which cannot be cut off: %s. Until it has ended, or this "
                      "process has, nobody else runs it", steps)  # fmt: skip
@@ -54,7 +61,7 @@ async def leave(runs: Mapping[str, SagaRun], drop: Callable[[SagaRun], None], ti
 async def _hand_over(runs: Sequence[SagaRun], drop: Callable[[SagaRun], None]) -> None:
     for run in runs:
         run.evict()
-    cut_off = [future for run in runs for future in run.still_ending()]
+    cut_off = [one.future for run in runs for one in run.still_ending()]
     if cut_off:
         await asyncio.wait(cut_off, timeout=_CLEANS_UP_S)
     for run in runs:

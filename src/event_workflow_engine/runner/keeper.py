@@ -23,6 +23,7 @@ from event_workflow_engine.errors import (
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import inbox_stream, saga_stream
 from event_workflow_engine.locks import SagaLocks
+from event_workflow_engine.runner.acting import Acting
 from event_workflow_engine.runner.admission import Admission
 from event_workflow_engine.runner.balance import Tolerance
 from event_workflow_engine.runner.balancing import Balancer
@@ -78,6 +79,7 @@ class SagaKeeper:
         self._kit: Kit | None = None
         self._runs: dict[str, SagaRun] = {}
         self._locks = SagaLocks()
+        self._acting = Acting(self._locks)
         self.ends = Ends(definitions, self._runs)
         self._tasks: set[asyncio.Task[None]] = set()
         self._claimer: asyncio.Task[None] | None = None
@@ -135,12 +137,13 @@ class SagaKeeper:
             await self._stop_claiming()
             for run in self._runs.values():
                 run.draining = True
-            await leave(self._runs, self._drop, seconds(self._config.shutdown_timeout))
+            await leave(self._runs, self._acting, self._drop, seconds(self._config.shutdown_timeout))
         finally:
-            self.left_behind = any(threads(run) for run in self._runs.values())
+            self.left_behind = any(threads(run) for run in (*self._runs.values(), *self._acting))
             for run in list(self._runs.values()):
                 run.evict()
                 self._drop(run)
+            self._acting.give_up()
             for remove in self._removers:
                 remove()
             self.ends.stop()
@@ -291,7 +294,7 @@ class SagaKeeper:
             _log.error("saga %s could not be written and is loaded again: %s", run.saga_id, error)
             self._drop(run)
             self.ends.left(run.saga_id)  # it may have ended, or end elsewhere
-            self.spawn(self._reload_later(run.saga_id, run.fence))
+            self.spawn(self._reload_later(run))
             return
         self._drop(run)
         self.ends.left(run.saga_id)
@@ -305,8 +308,10 @@ class SagaKeeper:
         shown = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")  # noqa: PLR2004 - enough to recognise them by
         _log.warning("%d sagas (%s) are no longer this worker's: %s", len(lost), shown, error)
 
-    async def _reload_later(self, saga_id: str, fence: int) -> None:
-        fences = msgspec.json.encode({saga_id: fence}).decode()
+    async def _reload_later(self, run: SagaRun) -> None:
+        fences = msgspec.json.encode({run.saga_id: run.fence}).decode()
+        if ending := run.still_ending():  # until then it is nobody else's, who would run that code beside it (rule 5)
+            await asyncio.wait([one.future for one in ending])
         while True:
             await asyncio.sleep(_BACK_OFF_S)
             try:
@@ -323,19 +328,9 @@ class SagaKeeper:
         if self._runs.pop(run.saga_id, None) is None:
             return
         full = len(self._runs) + 1 >= self._config.max_running
-        ending = run.still_ending()
-        if ending:
-            self.spawn(self._release_when_ended(run.saga_id, ending))
-        else:
-            self._locks.release(run.saga_id)
+        self._acting.left(run)
         if full or run.journal.queue is not None:
             self._due.set()
-
-    async def _release_when_ended(self, saga_id: str, ending: Sequence[asyncio.Future[Any]]) -> None:
-        try:
-            await asyncio.wait(ending)
-        finally:  # also where this engine is left, which may be entered again
-            self._locks.release(saga_id)
 
     # -- being woken -------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,6 @@ def last_unit(run: SagaRun) -> Unit:
 
 
 def threads(run: SagaRun) -> dict[str, asyncio.Future[Any]]:
-    """The code of its steps that runs now in threads, where nothing can cut it off."""
-    if run.closed:
-        return {}
-    return {one.name: one.future for one in run.running if one.threaded and one.future is not None}
+    """The code of its steps that runs now in threads, where nothing can cut it off; also where it has left memory."""
+    acting = run.still_ending() if run.closed else run.running
+    return {one.name: one.future for one in acting if one.threaded and one.future is not None}

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.journal import StepState
     from event_workflow_engine.planner import Dag
-    from event_workflow_engine.runner.execution import Attempt
+    from event_workflow_engine.runner.execution import Attempt, Ending
     from event_workflow_engine.runner.kit import Kit
     from event_workflow_engine.saga import Saga
     from event_workflow_engine.storage.port import Row, Unit, Written
@@ -111,7 +111,7 @@ class SagaRun:
         self._held: tuple[tuple[Any, Any, BaseException | None], ...] = ()
         self._calls: dict[str, StartStep] = {}
         self._attempts: dict[str, Attempt] = {}
-        self._ending: Sequence[asyncio.Future[Any]] = ()
+        self._ending: Sequence[Ending] = ()
         self._interrupted: tuple[tuple[StartStep, int, int], ...] = ()
         self.since = kit.loop.time()
         self.withholds = False  # what comes next begins elsewhere
@@ -553,9 +553,9 @@ class SagaRun:
             self._mail.close()
         undoing = self._rollback.abandon() if self._rollback is not None else ()
         if self._attempts or undoing:
-            futures = [attempt.abandon() for attempt in (*self._attempts.values(), *undoing)]
+            ending = [attempt.abandon() for attempt in (*self._attempts.values(), *undoing)]
             self._attempts.clear()
-            self._ending = [future for future in futures if future is not None and not future.done()]
+            self._ending = [one for one in ending if one is not None and not one.future.done()]
 
     @property
     def running(self) -> list[Attempt]:
@@ -580,10 +580,10 @@ class SagaRun:
         """Leave memory at once: nothing is recorded from here on."""
         self._leave()
 
-    def still_ending(self) -> Sequence[asyncio.Future[Any]]:
+    def still_ending(self) -> Sequence[Ending]:
         """Code of a saga that left memory, which was asked to end and has not yet."""
         if self._ending:
-            self._ending = [future for future in self._ending if not future.done()]
+            self._ending = [one for one in self._ending if not one.future.done()]
         return self._ending
 
     async def hand_over(self) -> None:
