@@ -146,7 +146,8 @@ class SagaLoop(_Base):  # type: ignore[misc]
         self._children: dict[_BodyTask, None] = {}
         self._root: _BodyTask | None = None
         self._number = crc32(name.encode(errors="surrogatepass")) << _NUMBER_BITS
-        self._early: dict[int, asyncio.Task[Any]] | None = None
+        # With the coroutine, so that no other one gets its address.
+        self._early: dict[int, tuple[Any, asyncio.Task[Any]]] | None = None
         self.fatal: NonDeterminismError | None = None
 
     # -- for the runner ----------------------------------------------------------------------------------------------
@@ -275,9 +276,9 @@ class SagaLoop(_Base):  # type: ignore[misc]
         """
         if self._early is None:
             self._early = {}
-        task = self._early.pop(id(coro), None)
-        if task is not None:
-            return task
+        known = self._early.pop(id(coro), None)
+        if known is not None:
+            return known[1]
         frame = sys._getframe(2)  # noqa: SLF001 - there is no other way to see whose task it is
         for _ in range(_DEPTH):
             code = frame.f_code
@@ -286,9 +287,9 @@ class SagaLoop(_Base):  # type: ignore[misc]
                 if not isinstance(given, (list, tuple)):
                     raise self.foreign("asyncio.as_completed() over anything but a list or tuple")
                 for one in given:
-                    if asyncio.iscoroutine(one):
-                        self._early[id(one)] = self._child(one, None)
-                return self._early.pop(id(coro))
+                    if asyncio.iscoroutine(one) and id(one) not in self._early:
+                        self._early[id(one)] = one, self._child(one, None)
+                return self._early.pop(id(coro))[1]
             if frame.f_back is None:
                 break
             frame = frame.f_back

@@ -258,6 +258,17 @@ def test_what_becomes_of_a_program_is_what_becomes_of_it_on_asyncio(program: lis
     player.loop.evict()
 
 
+def test_a_coroutine_that_as_completed_is_given_twice_is_run_once() -> None:
+    async def body(player: Player) -> Any:
+        twice = player.step("a")
+        return [await one for one in asyncio.as_completed([twice, twice, player.step("b")])]
+
+    player = Player(body)
+    for identity in list(player.waiting):
+        player.deliver(identity)
+    assert player.ended == "returned ['/a#1', '/b#1']"
+
+
 def test_replays_do_not_depend_on_the_hash_seed() -> None:
     program = (
         "import sys; sys.path.insert(0, '.'); from tests.unit.runner.test_loop import play\n"
