@@ -131,6 +131,7 @@ async def test_the_default_name_is_that_of_the_function(body: Recorder):
         (lambda: step(book, compensation_retry=RetryPolicy()), "compensation_retry is given, but no compensation"),
         (lambda: step(book, compensate_failed=True), "compensate_failed is given, but no compensation"),
         (lambda: step(book, rejects=(3,)), "3 is no exception type"),
+        (lambda: step(book, rejects=3), "step 'book': rejects=3: 3 is no exception type"),
         (lambda: step(book, probe=book), "step 'book': probe= is not available in this version"),
         (lambda: step(opaque), "step 'opaque': the result of opaque: Opaque"),
         (lambda: step(agenerator), "generator function"),

@@ -222,7 +222,8 @@ def _check_takes_context(info: CallInfo, fn: Any, kind: type[StepContext[Any]]) 
 
 
 def _exception_types(rejects: Any) -> tuple[type[BaseException], ...]:
-    kinds = (rejects,) if isinstance(rejects, type) else tuple(rejects)
+    several = isinstance(rejects, Iterable) and not isinstance(rejects, type)
+    kinds = tuple(rejects) if several else (rejects,)
     for kind in kinds:
         if not isinstance(kind, type) or not issubclass(kind, BaseException):
             raise DefinitionError(f"rejects={rejects!r}: {kind!r} is no exception type")
