@@ -11,15 +11,31 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.integration.bus.kit import Moved
+from tests.integration.bus.worker import LEASE
 
-from event_workflow_engine import EventStore, WorkflowEngine
+from event_workflow_engine import EngineConfig, EventStore, WorkflowEngine
 from event_workflow_engine.storage import open_storage
 
 if TYPE_CHECKING:
     import random
 
+    from tests.guarantees.recording import Tally
+
 ROOT = Path(__file__).parents[3]
 WHO = ("ann", "bob", "eve")
+
+
+def proves(store: str) -> pytest.MarkDecorator:
+    return pytest.mark.proves("projected-once", store=store)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, tmp_path: Path, server: str) -> str:
+    """The URL of a new store on that kind of server."""
+    if server == "postgres":
+        made: str = request.getfixturevalue("postgres_url")
+        return made
+    return f"sqlite:///{tmp_path}/bus.db"
 
 
 async def start(url: str, ledger: Path, until: int) -> asyncio.subprocess.Process:
@@ -54,18 +70,22 @@ def by_key(ledger: Path) -> dict[str, list[int]]:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.proves("projected-once", store="sqlite", faults=5)
+@pytest.mark.parametrize(
+    ("server", "kills"),
+    [pytest.param("sqlite", 5, marks=proves("sqlite")), pytest.param("postgres", 2, marks=proves("postgres"))],
+)
 async def test_killed_again_and_again_it_handles_all_events_at_least_once_and_in_order(
-    tmp_path: Path, rng: random.Random
+    url: str, kills: int, tmp_path: Path, rng: random.Random, tally: Tally
 ) -> None:
-    url, ledger, events, kills = f"sqlite:///{tmp_path}/bus.db", tmp_path / "ledger", 600, 5
-    async with open_storage(url) as storage:
+    ledger, events = tmp_path / "ledger", 600
+    async with open_storage(url, auto_upgrade=True) as storage:
         store = EventStore(storage)
         await asyncio.gather(*(store.append(f"way-{WHO[to % 3]}", Moved(WHO[to % 3], to)) for to in range(events - 1)))
         for _ in range(kills):
             worker = await start(url, ledger, events - 1)
             await handled(worker, rng.randrange(1, 120))
             await kill(worker)
+        tally.count(runs=1, faults=kills)
         await store.append("way-ann", Moved("ann", events - 1))
         worker = await start(url, ledger, events - 1)
         assert worker.stdout is not None
@@ -81,9 +101,12 @@ async def test_killed_again_and_again_it_handles_all_events_at_least_once_and_in
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.proves("projected-once", store="sqlite-shared", faults=1)
-async def test_another_worker_takes_over_when_one_is_killed(tmp_path: Path) -> None:
-    url, ledger = f"sqlite:///{tmp_path}/bus.db", tmp_path / "ledger"
+@pytest.mark.parametrize(
+    "server",
+    [pytest.param("sqlite", marks=proves("sqlite-shared")), pytest.param("postgres", marks=proves("postgres"))],
+)
+async def test_another_worker_takes_over_when_one_is_killed(url: str, tmp_path: Path, tally: Tally) -> None:
+    ledger = tmp_path / "ledger"
     seen: list[int] = []
     enough = asyncio.Event()
 
@@ -92,10 +115,11 @@ async def test_another_worker_takes_over_when_one_is_killed(tmp_path: Path) -> N
         if event.to == 20:
             enough.set()
 
-    worker = await start(url, ledger, -1)
-    assert worker.stdout is not None
-    assert await worker.stdout.readline() == b"ready\n"
-    async with open_storage(url) as storage, WorkflowEngine(storage) as engine:
+    config = EngineConfig(lease=LEASE)
+    async with open_storage(url, auto_upgrade=True) as storage, WorkflowEngine(storage, config=config) as engine:
+        worker = await start(url, ledger, -1)
+        assert worker.stdout is not None
+        assert await worker.stdout.readline() == b"ready\n"
         await engine.store.append("way-ann", Moved("ann", 0))
         await handled(worker, 1)
         engine.bus.subscribe(Moved, handle, durable="walks")
@@ -105,6 +129,7 @@ async def test_another_worker_takes_over_when_one_is_killed(tmp_path: Path) -> N
         await engine.bus.drain()
         assert seen == [], "the other process has it, and lives"
         await kill(worker)
+        tally.count(runs=1, faults=1)
         for to in range(11, 21):
             await engine.store.append("way-ann", Moved("ann", to))
         await enough.wait()

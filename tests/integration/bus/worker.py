@@ -8,7 +8,9 @@ import sys
 
 from tests.integration.bus.kit import Moved
 
-from event_workflow_engine import WorkflowEngine
+from event_workflow_engine import EngineConfig, WorkflowEngine
+
+LEASE = 1.0  # where no file lock tells that the last one is dead
 
 
 def note(descriptor: int, text: str) -> None:
@@ -26,7 +28,7 @@ async def main(url: str, ledger: str, until: int) -> None:
         if event.to == until:
             done.set()
 
-    async with WorkflowEngine(url) as engine:
+    async with WorkflowEngine(url, config=EngineConfig(lease=LEASE)) as engine:
         engine.bus.subscribe(Moved, handle, durable="walks", key=lambda event: event.who)
         note(1, "ready")
         await done.wait()
