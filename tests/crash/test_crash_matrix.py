@@ -18,7 +18,7 @@ from event_workflow_engine.storage import open_storage
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tests.guarantees.recording import Tally
@@ -59,28 +59,41 @@ class Ground:
         return journal, facts
 
 
-async def kill_and_resume(ground: Ground, when: str, at: int, whole: dict[str, Any]) -> bool:
-    """Kill a worker at one operation and check what becomes of its saga; whether there was such an operation."""
-    code, _ = ground.run(when, at)
-    if code == 0:
-        return False
-    assert code == -signal.SIGKILL
-    before = Counter(read(ground.ledger))
-    _, facts = await ground.journal()
-    completed = {fact.step for fact in facts if isinstance(fact, StepSucceeded)}
+async def kill_and_resume(ground: Ground, when: str, points: Sequence[int], whole: dict[str, Any]) -> int:
+    """Kill a worker at an operation, and whoever goes on at the next ones; check what becomes of the saga.
+
+    Returns:
+        How many were killed: one that has done all before it comes to its operation is not.
+    """
+    kills = 0
+    before, completed = Counter[tuple[str, str]](), set[str]()
+    for at in points:
+        code, _ = ground.run(when, at)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        kills += 1
+        after = Counter(read(ground.ledger))
+        check_not_again(completed, before, after)
+        _, facts = await ground.journal()
+        before, completed = after, {fact.step for fact in facts if isinstance(fact, StepSucceeded)}
     code, ended = ground.run()
     assert code == 0
     assert {key: ended.get(key) for key in ("status", "result")} == {
         key: whole.get(key) for key in ("status", "result")
     }
     after = Counter(read(ground.ledger))
+    check_not_again(completed, before, after)
+    assert all(count <= 1 + kills for count in after.values()), "at most once more for each crash"
+    journal, facts = await ground.journal()
+    check_history(journal, facts, after)
+    return kills
+
+
+def check_not_again(completed: set[str], before: Counter[tuple[str, str]], after: Counter[tuple[str, str]]) -> None:
     for step in completed:
         line = ("do", f"{SAGA_ID}:1:{step}")
         assert after[line] == before[line], f"completed step {step} ran again"
-    assert all(count <= 2 for count in after.values()), "at most once more for one crash"
-    journal, facts = await ground.journal()
-    check_history(journal, facts, after)
-    return True
 
 
 def check_history(journal: Journal, facts: list[Any], ledger: Counter[tuple[str, str]]) -> None:
@@ -119,8 +132,8 @@ async def kill_everywhere(
     chosen = points if some is None else sorted(some.sample(points, min(SOME, last)))
     kills = 0
     for at in chosen:
-        kills += await kill_and_resume(Ground(factory, place / str(at), case, server), when, at, whole)
-    tally.count(runs=1 + len(chosen), faults=kills)
+        kills += await kill_and_resume(Ground(factory, place / str(at), case, server), when, [at], whole)
+    tally.count(runs=1 + len(chosen), kills=kills)
     # The last operations are those of leaving: group commit may make a run a batch shorter than another.
     assert kills >= len(chosen) - 2
 
@@ -133,6 +146,41 @@ async def test_a_worker_killed_at_any_durable_operation(
     factory: WorkerFactory, tmp_path: Path, case: str, when: str, tally: Tally
 ) -> None:
     await kill_everywhere(factory, tmp_path, case, when, tally)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.timeout(120)
+@pytest.mark.proves("killed", store="sqlite")
+async def test_whoever_goes_on_with_a_killed_workers_saga_is_killed_too(
+    factory: WorkerFactory, tmp_path: Path, case: str, rng: random.Random, tally: Tally
+) -> None:
+    await kill_in_a_row(factory, tmp_path, case, rng, tally, some=3)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.proves("killed", store="sqlite")
+async def test_whoever_goes_on_with_a_killed_workers_saga_is_killed_too_at_many_operations(
+    factory: WorkerFactory, tmp_path: Path, case: str, rng: random.Random, tally: Tally
+) -> None:
+    await kill_in_a_row(factory, tmp_path, case, rng, tally, some=60)
+
+
+async def kill_in_a_row(
+    factory: WorkerFactory, folder: Path, case: str, rng: random.Random, tally: Tally, *, some: int
+) -> None:
+    """Three workers at most, each at one of its first operations: the later ones find that much done already."""
+    code, whole = Ground(factory, folder / "whole", case, "").run()
+    assert code == 0
+    kills = 0
+    for n in range(some):
+        points = [rng.randrange(1, 6) for _ in range(3)]
+        kills += await kill_and_resume(
+            Ground(factory, folder / str(n), case, ""), rng.choice(("before", "behind")), points, whole
+        )
+    tally.count(runs=1 + some, kills=kills)
+    assert kills > some
 
 
 @pytest.mark.parametrize("server", ["sqlite", "postgres"])

@@ -78,7 +78,7 @@ async def lose_power(factory: WorkerFactory, folder: Path, rng: random.Random, s
         code, ended = machine.run(rng.randrange(2**32))
         assert code == 0
         await machine.check_ends(ended)
-    tally.count(runs=1 + some, faults=losses)
+    tally.count(runs=1 + some, kills=losses)
     return losses
 
 

@@ -32,7 +32,7 @@ def start_worker(place: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.proves("handed-over", store="sqlite-shared", faults=1)
+@pytest.mark.proves("handed-over", store="sqlite-shared", kills=1)
 async def test_rule_12_the_second_worker_takes_over_at_once_when_the_first_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.proves("killed", store="sqlite", kills=1)
 def test_one_order_is_done_and_one_undone_though_the_worker_was_killed_in_the_middle() -> None:
     began = time.monotonic()
     ended = ewe("demo", "--json")
@@ -72,6 +73,7 @@ def test_one_order_is_done_and_one_undone_though_the_worker_was_killed_in_the_mi
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.proves("killed", store="sqlite", kills=1)
 def test_the_picture_fits_80_columns_and_marks_the_kill_between_the_events() -> None:
     ended = ewe("demo")
     assert ended.returncode == 0, ended.stderr
@@ -89,6 +91,7 @@ def test_the_picture_fits_80_columns_and_marks_the_kill_between_the_events() -> 
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.proves("killed", store="sqlite", kills=1)
 async def test_whatever_is_not_as_promised_is_a_fault(tmp_path: Path) -> None:
     outcome = await play(tmp_path, lambda _: None)
     assert outcome.faults() == []
@@ -109,6 +112,7 @@ async def test_whatever_is_not_as_promised_is_a_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.proves("killed", store="sqlite", kills=1)
 def test_kept_files_can_be_looked_at_with_the_other_commands(tmp_path: Path) -> None:
     ended = ewe("demo", "--keep", TMPDIR=str(tmp_path))
     assert ended.returncode == 0, ended.stderr

@@ -17,6 +17,7 @@ AGAIN = "steps of it that were cut off and ran again: "
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
+@pytest.mark.proves("killed", store="sqlite", kills=1)
 def test_a_killed_cell_costs_its_own_tenants_time_and_nobody_an_order_or_a_sale() -> None:
     """It prints what the page quotes, but for how many steps the kill met under way."""
     ended = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=55, check=False)

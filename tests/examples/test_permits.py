@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
+    from tests.guarantees.recording import Tally
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "permits"
 
@@ -59,7 +61,8 @@ def log_is_here() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_the_projections_equal_the_known_facts_though_the_worker_was_killed_six_times() -> None:
+@pytest.mark.proves("killed", "projected-once", store="sqlite")
+def test_the_projections_equal_the_known_facts_though_the_worker_was_killed_six_times(tally: Tally) -> None:
     """Without the log the sample is replayed, against what a plain loop counts in it."""
     own = {"EWE_DATA": os.environ["EWE_DATA"]} if "EWE_DATA" in os.environ else {}
     ended = run("--json", **own)
@@ -67,6 +70,7 @@ def test_the_projections_equal_the_known_facts_though_the_worker_was_killed_six_
     done: dict[str, Any] = json.loads(ended.stdout)
     assert done["differences"] == []
     assert len(done["kills"]) >= 5
+    tally.count(runs=1, kills=len(done["kills"]))
     assert len({kill["pid"] for kill in done["kills"]}) == len(done["kills"])
     assert sum(kill["cases_under_way"] for kill in done["kills"]) > 0, "the kills cut nothing off"
     if log_is_here():

@@ -136,6 +136,11 @@ ROWS: Final = {
         "The next one finds the old schema or the new one, with all data, and goes on",
         {**_REAL_STORES, "sqlite-shared": "one process migrates, under the lock of the file"},
     ),
+    "copied": Row(
+        "A process that copies a store to another is killed",
+        "The target has all of it, or nothing and can be copied to again",
+        {**_REAL_STORES, "sqlite-shared": "nobody else may be at the store meanwhile"},
+    ),
     "compensation": Row(
         "Steps fail, time out or are cut off; compensations fail, for a while or for good",
         "What was done, or may have been, is undone in reverse; a rollback that cannot go on stands visibly and can be resumed",

@@ -42,7 +42,7 @@ def page(data: dict[str, Any]) -> str:
         for row, store in entry["cells"]:
             cells[row, store].append((nodeid, entry))
     made = ", ".join(f"{name} {version}" for name, version in data["made_with"].items())
-    lines = [INTRODUCTION, f"The last of the runs was made with {made}.", ""]
+    lines = [INTRODUCTION, _kills(data["tests"].values()), "", f"The last of the runs was made with {made}.", ""]
     lines += [_line(["Fault", "Promise", *STORES.values()]), _line(["---"] * (2 + len(STORES)))]
     for name, row in ROWS.items():
         summed = [_cell(row, store, [entry for _, entry in cells[name, store]]) for store in STORES]
@@ -50,6 +50,16 @@ def page(data: dict[str, Any]) -> str:
     for name, row in ROWS.items():
         lines += ["", *_section(name, row, {store: cells[name, store] for store in STORES})]
     return "\n".join(lines) + "\n"
+
+
+def _kills(entries: Iterable[Entry]) -> str:
+    ordinary = longer = 0
+    for entry in entries:
+        ordinary += 0 if entry["long"] else entry.get("kills", 0)
+        longer += entry.get("kills", 0)
+    return (
+        f"`make test` ends {ordinary:,} processes at work with SIGKILL and goes on with what they left; `make test-long` {longer:,}."
+    )
 
 
 def _line(columns: Iterable[str]) -> str:

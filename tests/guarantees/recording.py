@@ -16,23 +16,25 @@ from tests.guarantees.page import page
 ROOT: Final = Path(__file__).parents[2]
 OPTION: Final = "--guarantees"
 _KEY: Final = "proof"
+NOTHING: Final = {"runs": 0, "faults": 0, "seeds": 0, "kills": 0}
 
 
 class Tally:
     """What a test did, counted by itself. A test that counts no runs is one run."""
 
     def __init__(self) -> None:
-        self.counts = {"runs": 0, "faults": 0, "seeds": 0}
+        self.counts = dict(NOTHING)
 
-    def count(self, *, runs: int = 0, faults: int = 0, seeds: int = 0) -> None:
+    def count(self, *, runs: int = 0, faults: int = 0, seeds: int = 0, kills: int = 0) -> None:
         """Add to what was done.
 
         Args:
             runs: Whole plays, with or without faults.
-            faults: Processes killed, operations failed, connections cut, power lost.
+            faults: Operations failed, connections cut, power lost, processes stopped.
             seeds: Plays that a seed of its own decided.
+            kills: Processes ended with SIGKILL while they were at work. Each is a fault, too.
         """
-        for name, more in (("runs", runs), ("faults", faults), ("seeds", seeds)):
+        for name, more in (("runs", runs), ("faults", faults + kills), ("seeds", seeds), ("kills", kills)):
             self.counts[name] += more
 
 
@@ -73,8 +75,9 @@ class Recorder:
             cells = cells_of(item)
             if cells:
                 long = item.get_closest_marker("long") is not None
-                faults = max(marker.kwargs.get("faults", 0) for marker in item.iter_markers("proves"))
-                item.user_properties.append((_KEY, {"cells": cells, "long": long, "counts": {"faults": faults}}))
+                named = {name: max(m.kwargs.get(name, 0) for m in item.iter_markers("proves")) for name in NOTHING}
+                counts = {**named, "faults": named["faults"] + named["kills"]}
+                item.user_properties.append((_KEY, {"cells": cells, "long": long, "counts": counts}))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take down what a test process reports."""
@@ -82,21 +85,14 @@ class Recorder:
         if not isinstance(proof, dict):
             return
         if report.when == "call":
-            counts = {"runs": 0, "faults": 0, "seeds": 0, **proof["counts"]}
+            counts = {**NOTHING, **proof["counts"]}
             counts["runs"] = counts["runs"] or 1
             passed = report.passed and self.ran.get(report.nodeid, {}).get("passed", True)
             self.ran[report.nodeid] = {
                 "cells": proof["cells"], "long": proof["long"], "seed": self._seed, "passed": passed, **counts
             }  # fmt: skip
         elif report.failed:
-            empty = {
-                "cells": proof["cells"],
-                "long": proof["long"],
-                "seed": self._seed,
-                "runs": 0,
-                "faults": 0,
-                "seeds": 0,
-            }
+            empty = {"cells": proof["cells"], "long": proof["long"], "seed": self._seed, **NOTHING}
             self.ran.setdefault(report.nodeid, empty)["passed"] = False
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

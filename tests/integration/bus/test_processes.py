@@ -85,7 +85,7 @@ async def test_killed_again_and_again_it_handles_all_events_at_least_once_and_in
             worker = await start(url, ledger, events - 1)
             await handled(worker, rng.randrange(1, 120))
             await kill(worker)
-        tally.count(runs=1, faults=kills)
+        tally.count(runs=1, kills=kills)
         await store.append("way-ann", Moved("ann", events - 1))
         worker = await start(url, ledger, events - 1)
         assert worker.stdout is not None
@@ -129,7 +129,7 @@ async def test_another_worker_takes_over_when_one_is_killed(url: str, tmp_path: 
         await engine.bus.drain()
         assert seen == [], "the other process has it, and lives"
         await kill(worker)
-        tally.count(runs=1, faults=1)
+        tally.count(runs=1, kills=1)
         for to in range(11, 21):
             await engine.store.append("way-ann", Moved("ann", to))
         await enough.wait()

@@ -133,6 +133,7 @@ def process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[st
         child.communicate()
 
 
+@pytest.mark.proves("copied", kills=1)
 @pytest.mark.parametrize("when", ["first", "rows", "compared", "kept"])
 @pytest.mark.parametrize(("there", "here"), WAYS[:2])
 async def test_a_copy_that_is_killed_is_nothing_or_all(new_url: Stores, there: str, here: str, when: str) -> None:

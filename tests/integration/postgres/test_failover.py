@@ -56,7 +56,7 @@ async def fail_over(primary: PostgresServer, standby: PostgresStandby) -> None:
     await asyncio.to_thread(standby.promote)
 
 
-@pytest.mark.proves("failover", store="postgres", faults=1)
+@pytest.mark.proves("failover", store="postgres", kills=1)
 async def test_all_that_was_acknowledged_is_on_a_synchronous_standby(
     primary: PostgresServer, tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,7 +148,7 @@ async def lose_commits(primary: PostgresServer, standby: PostgresStandby, store:
 
 
 @pytest.mark.parametrize("grown", [0, 1, 2, 5], ids=lambda n: f"and {n} written since")
-@pytest.mark.proves("failover", store="postgres", faults=1)
+@pytest.mark.proves("failover", store="postgres", kills=1)
 async def test_a_follower_stops_that_saw_what_a_failover_lost(primary: PostgresServer, grown: int) -> None:
     """Also where the log has grown again over what it saw: the positions are those of other events now."""
     async with open_storage(primary.url(), auto_upgrade=True):
@@ -184,7 +184,7 @@ async def test_a_follower_stops_that_saw_what_a_failover_lost(primary: PostgresS
             assert again.numbers == [*range(20, 20 + grown), 30], "who begins anew goes on"
 
 
-@pytest.mark.proves("failover", store="postgres", faults=1)
+@pytest.mark.proves("failover", store="postgres", kills=1)
 async def test_nothing_lands_that_was_decided_before_the_loss_was_known(primary: PostgresServer) -> None:
     """Whoever is refused first, as by a heartbeat: what waits behind it was decided by the same lost events."""
     async with open_storage(primary.url(), auto_upgrade=True):
@@ -211,7 +211,7 @@ async def test_nothing_lands_that_was_decided_before_the_loss_was_known(primary:
 
 
 @pytest.mark.parametrize("grown", [0, 2, 5], ids=lambda n: f"and {n} written since")
-@pytest.mark.proves("failover", store="postgres", faults=1)
+@pytest.mark.proves("failover", store="postgres", kills=1)
 async def test_subscriptions_and_projections_stop_that_saw_what_a_failover_lost(
     primary: PostgresServer, caplog: pytest.LogCaptureFixture, grown: int
 ) -> None:
@@ -251,7 +251,7 @@ async def test_subscriptions_and_projections_stop_that_saw_what_a_failover_lost(
         assert handled.numbers[-grown - 1 :] == [*range(20, 20 + grown), 30]
 
 
-@pytest.mark.proves("failover", store="postgres", faults=1)
+@pytest.mark.proves("failover", store="postgres", kills=1)
 async def test_sagas_go_on_from_what_is_left_of_their_journals(primary: PostgresServer) -> None:
     """What was done and is lost is done again, with the same idempotency key; the log of each is whole."""
     async with open_storage(primary.url(), auto_upgrade=True):

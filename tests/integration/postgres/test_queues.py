@@ -78,7 +78,7 @@ def check_limits(ledger: Path, killed: int) -> None:
     assert {pid for *_, pid in lines} > {killed}, "others had work, too"
 
 
-@pytest.mark.proves("handed-over", "one-winner", store="postgres", faults=1)
+@pytest.mark.proves("handed-over", "one-winner", store="postgres", kills=1)
 async def test_limits_hold_over_four_processes_of_which_one_is_killed(postgres_url: str, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     ledger.touch()

@@ -105,7 +105,7 @@ async def left(engine: WorkflowEngine) -> set[int]:
     return {result["leave"] for result in results}
 
 
-@pytest.mark.proves("handed-over", store="postgres", faults=1)
+@pytest.mark.proves("handed-over", store="postgres", kills=1)
 async def test_rule_12_a_killed_workers_sagas_go_on_elsewhere_within_its_lease(place: Place) -> None:
     with place.worker(SAGAS) as first, place.worker() as second:
         await heard(first, "waiting", SAGAS)
@@ -175,6 +175,7 @@ async def living(engine: WorkflowEngine) -> set[str]:
     return {row["id"] for row in await engine.storage.query("live_workers")}
 
 
+@pytest.mark.proves("handed-over", store="postgres", kills=1)
 async def test_rule_12_a_worker_with_a_long_lease_buries_one_with_a_short_lease_as_soon_as_that_is_over(
     place: Place,
 ) -> None:

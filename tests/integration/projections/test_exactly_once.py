@@ -110,7 +110,7 @@ def test_a_worker_killed_at_any_durable_operation_leaves_each_event_projected_on
     ground = Ground(factory, tmp_path, "")
     last = ground.whole(when, WANTED)
     kills = next(at for at in count(1) if not ground.kill(when, at, WANTED)) - 1
-    tally.count(runs=2 + kills, faults=kills)
+    tally.count(runs=2 + kills, kills=kills)
     # Group commit may make one run's last operations fewer than another's.
     assert kills >= last - 2
 
@@ -124,15 +124,15 @@ def test_a_worker_killed_at_some_durable_operations_on_postgres_leaves_each_even
     ground = Ground(factory, tmp_path, postgres)
     last = ground.whole(when, WANTED)
     kills = sum(ground.kill(when, at, WANTED) for at in rng.sample(range(1, last - 1), SOME))
-    tally.count(runs=1 + SOME, faults=kills)
+    tally.count(runs=1 + SOME, kills=kills)
     assert kills == SOME
 
 
 @pytest.mark.parametrize(
     "server",
     [
-        pytest.param("sqlite", marks=pytest.mark.proves("projected-once", store="sqlite-shared", faults=1)),
-        pytest.param("postgres", marks=pytest.mark.proves("projected-once", store="postgres", faults=1)),
+        pytest.param("sqlite", marks=pytest.mark.proves("projected-once", store="sqlite-shared", kills=1)),
+        pytest.param("postgres", marks=pytest.mark.proves("projected-once", store="postgres", kills=1)),
     ],
 )
 def test_a_second_worker_takes_over_when_the_owner_is_killed_and_each_event_is_projected_once(

@@ -53,7 +53,7 @@ async def test_projections_are_exact_over_kills(tmp_path: Path, rng: random.Rand
         running = [await start(url, rng.randrange(2**32)) for _ in range(workers)]
         for worker in running:
             acknowledged += await kill(worker, rng.randrange(1, 150))
-    tally.count(runs=1, faults=KILLS * workers)
+    tally.count(runs=1, kills=KILLS * workers)
     behind, within, lines = sums("behind"), sums("within", "inline"), book()
     engine = WorkflowEngine(url)
     engine.projections.register(behind, within, lines)

@@ -72,7 +72,7 @@ async def test_processes_that_contend_for_the_same_streams(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.proves("killed", store="sqlite-shared", faults=18)
+@pytest.mark.proves("killed", store="sqlite-shared", kills=18)
 async def test_what_was_acknowledged_survives_kills(tmp_path: Path, rng: random.Random) -> None:
     path = tmp_path / "a.db"
     acknowledged: list[str] = []
