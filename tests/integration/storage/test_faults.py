@@ -8,17 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.integration.storage.kit import unit
+from tests.integration.storage.test_processes import check_log, rest_of, start
 
 from event_workflow_engine.errors import StorageError, StorageUnavailableError, VersionConflictError
 from event_workflow_engine.storage.port import Row, Unit, Written
 from event_workflow_engine.storage.sqlite import SqliteStorage
 
 if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.guarantees.recording import Tally
 
     from event_workflow_engine.storage.port import SqlSession
+
+STATEMENTS = 30
+"""So many the writer runs for four units, or more."""
+
+SOME = 12
 
 
 def disk_error() -> sqlite3.Error:
@@ -67,10 +75,10 @@ def step(name: str, number: int) -> Unit:
     return unit(name, expected=number, rows=(row,))
 
 
-async def make(path: Path, fault: Fault) -> SqliteStorage:
+async def make(path: Path, fault: Fault, streams: Sequence[str] = ("a", "b")) -> SqliteStorage:
     storage = SqliteStorage(path, connect=fault.connect)
     await storage.__aenter__()
-    for name in ("a", "b"):
+    for name in streams:
         insert = Row("sagas", "insert", (name,), {"fence": 0})
         await storage.write(Unit(f"seed-{name}", 1, rows=(insert,)))
     return storage
@@ -115,6 +123,41 @@ async def test_every_statement_fails_once(tmp_path: Path, after: bool, tally: Ta
     else:
         pytest.fail("the scenario never ran without a fault")
     assert {"BEGIN", "INSERT", "UPDATE", "COMMIT"} <= seen
+
+
+@pytest.mark.slow
+@pytest.mark.proves("store-errors", "doubt", store="sqlite-shared")
+async def test_a_statement_fails_beside_a_process_that_goes_on(
+    tmp_path: Path, rng: random.Random, tally: Tally
+) -> None:
+    """The other process commits all the time, and is killed at the end: nobody takes its commits for ours."""
+    path = tmp_path / "a.db"
+    other = await start(path, "pour", "other")
+    mine: set[str] = set()
+    failed = 0
+    for turn, number in enumerate(rng.sample(range(1, STATEMENTS), SOME)):
+        fault = Fault()
+        fault.fail_at, fault.after = number, rng.random() < 0.5
+        streams = f"a{turn}", f"b{turn}"
+        storage = await make(path, fault, streams)
+        told: list[str] = []
+        storage.add_commit_hook(lambda committed, told=told: told.extend(u.id for u, _ in committed))  # type: ignore[misc]
+        acknowledged: dict[str, Written] = {}
+        rounds = [[step(name, n) for name in streams] for n in range(2)]
+        fault.armed = True
+        for units in rounds:
+            await attempt(storage, units, acknowledged)
+        fault.armed = False
+        for units in rounds:
+            await attempt(storage, units, acknowledged)
+        assert sorted(told) == sorted(acknowledged) == sorted(one.id for units in rounds for one in units)
+        mine |= set(acknowledged)
+        failed += fault.failed_at != ""
+        await storage.__aexit__(None, None, None)
+    other.kill()
+    await check_log(path, [*mine, *await rest_of(other)])
+    tally.count(runs=SOME, faults=failed, kills=1)
+    assert failed > SOME // 2
 
 
 def slot(number: int) -> Row:

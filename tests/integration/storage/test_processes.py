@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from event_workflow_engine.storage.port import Row, Unit
+from event_workflow_engine.errors import DefinitionError
+from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
 from event_workflow_engine.storage.sqlite import SqliteStorage
 
 if TYPE_CHECKING:
@@ -87,6 +89,29 @@ async def test_what_was_acknowledged_survives_kills(tmp_path: Path, rng: random.
             acknowledged += await rest_of(process)
             assert process.returncode == -9
     await check_log(path, acknowledged)
+
+
+@pytest.mark.proves("store-errors", "doubt", store="sqlite-shared", kills=1)
+async def test_what_a_killed_process_held_is_let_go_and_undone(tmp_path: Path) -> None:
+    """It dies within a transaction, with the locks of the file; those who waited for them are told what they wrote."""
+    path = tmp_path / "a.db"
+    async with SqliteStorage(path) as storage:
+        holder = await start(path, "hold")
+        assert holder.stdout is not None
+        assert await holder.stdout.readline() == b"holding\n"
+        opening = asyncio.create_task(start(path, "once"))
+        written = asyncio.create_task(storage.write(Unit("mine", 1, (Append("b", (NewRecord("mine", "t", b"{}"),)),))))
+        assert await storage.read_log() == [], "reads answer"
+        assert not written.done()
+        holder.kill()
+        assert await rest_of(holder) == []
+        assert holder.returncode == -signal.SIGKILL
+        assert await written == await storage.outcome("mine")
+        assert await rest_of(await opening) == ["once"]
+        assert await storage.outcome("held") is None
+        assert {record.id for record in await storage.read_log()} == {"mine", "once"}
+        with pytest.raises(DefinitionError, match="no such table"):
+            await storage.fetch("SELECT * FROM own", {})
 
 
 @pytest.mark.slow

@@ -10,10 +10,15 @@ import contextlib
 import os
 import sys
 
+from typing import TYPE_CHECKING
+
 from event_workflow_engine.errors import RowConflictError, VersionConflictError
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.port import Append, NewRecord, Row, Storage, Unit, Written
+
+if TYPE_CHECKING:
+    from event_workflow_engine.storage.port import SqlSession
 
 
 def acknowledge(text: str) -> None:
@@ -56,6 +61,17 @@ async def pour(storage: Storage, stream: str) -> None:
         acknowledge(one.id)
 
 
+async def hold(storage: Storage) -> None:
+    """Hold the file's locks within a transaction, which has changed something, for ever."""
+
+    async def work(session: SqlSession) -> None:
+        await session.execute("CREATE TABLE own (a)", {})
+        acknowledge("holding")
+        await asyncio.Event().wait()
+
+    await storage.exclusive(Unit("held", 1, (Append("a", (NewRecord("held", "t", b"{}"),)),)), work)
+
+
 async def main(path: str, task: str, name: str, rounds: int) -> None:
     async with open_storage(f"sqlite:///{path}") as storage:
         acknowledge("ready")
@@ -67,6 +83,8 @@ async def main(path: str, task: str, name: str, rounds: int) -> None:
                 await asyncio.gather(*(contend(storage, streams[n % 3], rounds) for n in range(6)))
             case "pour":
                 await asyncio.gather(*(pour(storage, f"{name}-{n}") for n in range(20)))
+            case "hold":
+                await hold(storage)
             case "once":
                 await storage.write(Unit("once", 1, (Append("a", (NewRecord("once", "t", b"{}"),)),)))
                 acknowledge("once")
