@@ -14,7 +14,10 @@ from event_workflow_engine.errors import DecodeError, EncodeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["JSON", "Codec", "JsonCodec", "Raw", "digest"]
+__all__ = ["JSON", "LARGEST", "Codec", "JsonCodec", "Raw", "digest"]
+
+LARGEST: Final = 64 * 2**20
+"""Bytes of JSON in one payload. Stores take a value of 1 GB at most, and a saga's outcomes are often written together."""
 
 Raw = msgspec.Raw
 """JSON that was encoded before and is carried as it is."""
@@ -66,7 +69,7 @@ class JsonCodec:
     """JSON by msgspec, with Pydantic models recognised without importing Pydantic.
 
     JSON has no NaN and no infinity: a float that is one of them is an `EncodeError`, instead of a null that later fits
-    no float.
+    no float. So is what has more than 64 MiB, which would be refused by a store when it is too late.
     """
 
     __slots__ = ("_decoders", "_encode")
@@ -84,6 +87,11 @@ class JsonCodec:
         except Exception as error:
             # Whatever a model's own hook raises, the caller learns where the value could not be written.
             raise _encode_error(value, what, error) from error
+        if len(data) > LARGEST:
+            raise EncodeError(
+                f"{what}: {len(data):,} bytes of JSON, and a payload may have {LARGEST:,}: "
+                "keep it elsewhere, a file or an object store, and put its name into the payload"
+            )
         return data
 
     def decode(self, data: bytes | Raw, type: Any, what: str) -> Any:  # noqa: A002 - the term of the field

@@ -57,9 +57,7 @@ def _kills(entries: Iterable[Entry]) -> str:
     for entry in entries:
         ordinary += 0 if entry["long"] else entry.get("kills", 0)
         longer += entry.get("kills", 0)
-    return (
-        f"`make test` ends {ordinary:,} processes at work with SIGKILL and goes on with what they left; `make test-long` {longer:,}."
-    )
+    return f"`make test` ends {ordinary:,} processes at work with SIGKILL and goes on with what they left; `make test-long` {longer:,}."
 
 
 def _line(columns: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine import history as h
@@ -22,6 +23,10 @@ __all__ = ["Pen"]
 
 _type_names: Final[dict[tuple[type[Any], ...], str]] = {}
 _KNOWN_ORDERS: Final = 10_000
+LONG_HISTORY: Final = 10_000
+"""Events of one saga after which a line in the log says so, and after as many more again."""
+
+_log: Final = logging.getLogger("event_workflow_engine.runner")
 
 
 def _type_of(facts: Sequence[Any]) -> str:
@@ -136,7 +141,11 @@ class Pen:
     def written(self, facts: list[Any]) -> None:
         """The unit of `facts` is on disk."""
         self._new_rows = ()
+        before = self.stored
         self.stored += len(facts)
+        if self.stored // LONG_HISTORY > before // LONG_HISTORY:
+            _log.warning("saga %r has %d events, and each is read whenever it comes back to memory: have its code start "
+                         "a saga for what comes next, and end", self._saga_id, self.stored)  # fmt: skip
         self._row_state = self._sent_state
 
     def leaving(self, facts: list[Any], journal: Journal, receiver: str, until: int) -> Unit:

@@ -91,12 +91,14 @@ async def tail_by_transaction(storage: Storage, ended: asyncio.Event) -> list[Re
         await server.close()
 
 
-async def run(url: str, writers: int, processes: int, *, folds: bool, reader: Reader = tail) -> Found:
+async def run(
+    url: str, writers: int, processes: int, *, folds: bool, reader: Reader = tail, units: int = UNITS
+) -> Found:
     async def make(session: SqlSession) -> None:
         await session.execute("CREATE TABLE own (n INT)", {})
 
     def start(number: int) -> subprocess.Popen[str]:
-        share = [str(writers // processes), str(UNITS // writers), f"p{number}", "folds" if folds else "-"]
+        share = [str(writers // processes), str(units // writers), f"p{number}", "folds" if folds else "-"]
         return stack.enter_context(
             subprocess.Popen(
                 [sys.executable, "-m", "tests.integration.postgres.writer", url, *share],
