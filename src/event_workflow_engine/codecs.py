@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["JSON", "LARGEST", "Codec", "JsonCodec", "Raw", "digest"]
 
 LARGEST: Final = 64 * 2**20
-"""Bytes of JSON in one payload. Stores take a value of 1 GB at most, and a saga's outcomes are often written together."""
+"""Bytes of JSON in one payload. A store takes a value of 1 GB at most, and many of a saga are written as one."""
 
 Raw = msgspec.Raw
 """JSON that was encoded before and is carried as it is."""

@@ -256,7 +256,7 @@ class ForeignAwaitError(NonDeterminismError):
 
 
 class EncodeError(WorkflowError):
-    """A value cannot be written as JSON; the message names its type and the field. Or it is larger than a payload may be."""
+    """A value cannot be written as JSON, or is too large for a payload; the message names its type and the field."""
 
 
 class DecodeError(WorkflowError):

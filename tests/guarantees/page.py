@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     Entry = dict[str, Any]
 
+FEW = 3
+"""So many tests of one file have a line each in a table of details; more share one."""
+
 INTRODUCTION = """\
 # What is guaranteed, and how it was tried
 
@@ -29,9 +32,10 @@ tests have done to it on one kind of store, in the runs that this page was made 
 - **–**: there is nothing to try, for a reason that stands below the row's own heading.
 
 Faults are real wherever they can be: processes are ended with SIGKILL, servers are restarted, connections are cut by a proxy. A power
-loss is simulated below SQLite itself: only what was synced is kept, and of the rest an arbitrary part, torn between sectors. The last
-column is a cluster in simulated time, where a seed decides when workers are killed, frozen or cut off, answers are lost or late, and
-clocks are set.
+loss is simulated below SQLite itself: only what was synced is kept, and of the rest an arbitrary part, torn between sectors; under several
+processes it is played with several stores of one process, each with connections and locks of its own. A clock is set for one process, not for its
+machine. The last column is a cluster in simulated time, where a seed decides when workers are killed, frozen or cut off, answers are lost or late,
+and clocks are set.
 """
 
 
@@ -97,21 +101,28 @@ def _section(name: str, row: Row, tried: dict[str, list[tuple[str, Entry]]]) -> 
 
 
 def _tests(store: str, tests: list[tuple[str, Entry]]) -> Iterator[str]:
-    functions: dict[str, list[Entry]] = defaultdict(list)
+    """A line for each test, or for all of a file where it has many."""
+    files: dict[tuple[str, bool, int], dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for nodeid, entry in tests:
-        functions[nodeid.partition("[")[0]].append(entry)
-    for function, entries in functions.items():
-        file, _, test = function.partition("::")
-        failed = sum(not entry["passed"] for entry in entries)
-        result = f"**broken** in {failed} of {len(entries)}" if failed else "held"
-        target = "test-long" if entries[0]["long"] else "test"
-        command = f'`make {target} SEED={entries[0]["seed"]} ARGS="{function}"`'
-        yield _line(
-            [
-                STORES[store],
-                f"{test.removeprefix('test_').replace('_', ' ')} (`{file}`)",
-                _counts(entries),
-                result,
-                command,
-            ]
-        )
+        file, _, test = nodeid.partition("[")[0].partition("::")
+        files[file, entry["long"], entry["seed"]][test].append(entry)
+    for (file, long, seed), functions in files.items():
+        make = f"make {'test-long' if long else 'test'} SEED={seed}"
+        if len(functions) > FEW:
+            entries = [entry for some in functions.values() for entry in some]
+            names = "; ".join(_said(test) for test in functions)
+            again = f"{file} -m 'proves and {'' if long else 'not '}long'"
+            yield _tried(store, f"{len(functions)} tests (`{file}`): {names}", entries, f'{make} ARGS="{again}"')
+        else:
+            for test, entries in functions.items():
+                yield _tried(store, f"{_said(test)} (`{file}`)", entries, f'{make} ARGS="{file}::{test}"')
+
+
+def _said(test: str) -> str:
+    return test.removeprefix("test_").replace("_", " ")
+
+
+def _tried(store: str, what: str, entries: list[Entry], command: str) -> str:
+    failed = sum(not entry["passed"] for entry in entries)
+    result = f"**broken** in {failed} of {len(entries)}" if failed else "held"
+    return _line([STORES[store], what, _counts(entries), result, f"`{command}`"])

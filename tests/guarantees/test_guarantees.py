@@ -78,6 +78,22 @@ def test_what_tests_did_is_summed_by_promise_and_store(runs: Runs, tmp_path: Pat
     assert f'`make test SEED=7 ARGS="{NAME}"`' in (tmp_path / "page.md").read_text(encoding="utf-8")
 
 
+def test_many_tests_of_one_file_share_a_line_and_kills_are_counted_without_the_long_ones(
+    runs: Runs, tmp_path: Path
+) -> None:
+    for n in range(5):
+        runs.report(f"{HERE}::test_a_{n}", runs=2, kills=3)
+    runs.recorder.ran[f"{HERE}::test_a_4"]["long"] = True
+    line = runs.written(tmp_path / "page.md")
+    assert "| **held**: 10 runs, 15 faults |" in line
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert f"| 4 tests (`{HERE}`): a 0; a 1; a 2; a 3 | 8 runs, 12 faults | held |" in page
+    assert f"`make test SEED=7 ARGS=\"{HERE} -m 'proves and not long'\"`" in page
+    assert f'`make test-long SEED=7 ARGS="{HERE}::test_a_4"`' in page
+    assert "`make test` ends 12 processes at work with SIGKILL" in page
+    assert "`make test-long` 15." in page
+
+
 @pytest.mark.parametrize("when", ["setup", "call", "teardown"])
 def test_a_failure_is_shown(runs: Runs, tmp_path: Path, when: str) -> None:
     runs.report(f"{NAME}[a]")

@@ -308,6 +308,7 @@ async def test_after_saving_it_is_what_loading_gives(batches: list[list[int]]) -
         assert account.version == sum(map(len, batches))
 
 
+@pytest.mark.proves("one-winner")
 async def test_of_two_that_decided_on_the_same_state_one_wins(accounts: Repository[Account]) -> None:
     first, second = await accounts.load("a1"), await accounts.load("a1")
     await accounts.save(first, Deposited(5))

@@ -381,6 +381,7 @@ async def test_an_id_with_another_command_is_a_conflict(store: EventStore, bus: 
     assert await store.storage.last_position() == 1
 
 
+@pytest.mark.proves("one-winner")
 async def test_the_same_id_at_the_same_time_is_executed_once(store: EventStore, bus: CommandBus) -> None:
     done = await asyncio.gather(*(bus.execute(Deposit("a", 5), id="cmd-1") for _ in range(20)))
     assert set(done) == {Appended(1, (1,))}

@@ -163,6 +163,7 @@ async def test_a_hundred_writers_on_one_stream_lose_nothing_and_share_no_version
         assert isinstance(pair[0].data, Opened)
 
 
+@pytest.mark.proves("one-winner")
 async def test_of_writers_that_expect_the_same_version_one_wins(store: EventStore) -> None:
     results = await asyncio.gather(
         *(store.append("door-1", Opened(str(n)), expected_version=0) for n in range(50)), return_exceptions=True

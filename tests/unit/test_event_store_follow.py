@@ -75,6 +75,7 @@ async def test_a_follower_from_the_end_sees_only_what_comes(store: EventStore) -
     await events.aclose()
 
 
+@pytest.mark.proves("no-gap")
 async def test_followers_miss_and_repeat_nothing_under_concurrent_writers(store: EventStore) -> None:
     followers = [asyncio.create_task(following(store, 1200, after=0)) for _ in range(3)]
     async with asyncio.TaskGroup() as writers:

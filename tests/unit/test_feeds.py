@@ -128,6 +128,7 @@ async def test_progress_misses_no_move() -> None:
 # -- checkpoints -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("one-winner")
 async def test_one_of_many_gets_a_new_checkpoint(storage: Storage) -> None:
     feeds = [feed(storage, f"w-{n}") for n in range(5)]
     for n in range(5):

@@ -144,8 +144,8 @@ class Pen:
         before = self.stored
         self.stored += len(facts)
         if self.stored // LONG_HISTORY > before // LONG_HISTORY:
-            _log.warning("saga %r has %d events, and each is read whenever it comes back to memory: have its code start "
-                         "a saga for what comes next, and end", self._saga_id, self.stored)  # fmt: skip
+            _log.warning("saga %r has %d events, and each is read whenever it comes back to memory: have its code "
+                         "start a saga for what comes next, and end", self._saga_id, self.stored)  # fmt: skip
         self._row_state = self._sent_state
 
     def leaving(self, facts: list[Any], journal: Journal, receiver: str, until: int) -> Unit:

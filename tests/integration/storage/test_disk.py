@@ -7,8 +7,9 @@ import logging
 import math
 import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -104,12 +105,22 @@ async def pour(storage: SqliteStorage, losses: PowerLosses, stream: str, rounds:
 
 
 async def play(
-    folder: Path, rng: random.Random, rounds: int, apart: int, *, keep: float | None = None, connect: Any = connect
+    folder: Path,
+    rng: random.Random,
+    rounds: int,
+    apart: int,
+    *,
+    keep: float | None = None,
+    connect: Any = connect,
+    stores: int = 1,
 ) -> PowerLosses:
     with FaultyDisk(make(folder) / "a.db", rng) as disk:
         losses = PowerLosses(disk, folder / "left", rng, apart, keep)
-        async with SqliteStorage(disk.path, connect=connect) as storage:
-            await asyncio.gather(*(pour(storage, losses, stream, rounds) for stream in STREAMS))
+        async with AsyncExitStack() as opened:
+            opening = [SqliteStorage(disk.path, connect=connect) for _ in range(stores)]
+            storages = [await opened.enter_async_context(storage) for storage in opening]
+            shares = zip(STREAMS, cycle(storages), strict=False)
+            await asyncio.gather(*(pour(storage, losses, stream, rounds) for stream, storage in shares))
             disk.at(NEVER, losses.left.clear)
     return losses
 
@@ -138,6 +149,19 @@ async def test_each_commit_is_on_disk_before_it_is_acknowledged(
     tmp_path: Path, rng: random.Random, tally: Tally
 ) -> None:
     losses = await play(tmp_path / "a", rng, rounds=40, apart=60, keep=0)
+    assert len(losses.left) > 2
+    tally.count(runs=1, faults=len(losses.left))
+    for path, acknowledged in losses.left:
+        await check(path, acknowledged)
+
+
+@pytest.mark.parametrize("keep", [0, None])
+@pytest.mark.proves("power", store="sqlite-shared")
+async def test_what_several_acknowledged_is_on_disk_when_the_power_goes_for_all(
+    tmp_path: Path, rng: random.Random, tally: Tally, keep: float | None
+) -> None:
+    """Each has connections and locks of its own, as processes have; the disk under them is one, and so is its end."""
+    losses = await play(tmp_path / "a", rng, rounds=25, apart=60, keep=keep, stores=3)
     assert len(losses.left) > 2
     tally.count(runs=1, faults=len(losses.left))
     for path, acknowledged in losses.left:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import sys
-
 from typing import TYPE_CHECKING
 
 from event_workflow_engine.errors import RowConflictError, VersionConflictError
