@@ -10,7 +10,7 @@ WorkflowError
 ├ SagaConflictError           a saga id is in use by another saga or input
 ├ DuplicateSagaError          a queue has a saga with the same key
 ├ SagaNotFoundError           no saga has that id
-│ └ SagaEndedError            it has ended, so nobody hears what is sent to it
+├ SagaEndedError              the saga has ended, so nobody hears what is sent to it
 ├ SagaFailedError             a saga did not end as done
 │ ├ SagaCancelledError
 │ └ SagaTimeoutError
@@ -158,8 +158,8 @@ class SagaNotFoundError(WorkflowError):
     """No saga has that id in this store."""
 
 
-class SagaEndedError(SagaNotFoundError):
-    """No running saga has that id: it has ended, and nobody hears what is sent to it."""
+class SagaEndedError(WorkflowError):
+    """The saga has ended, and nobody hears what is sent to it."""
 
 
 class SagaFailedError(WorkflowError):

@@ -125,7 +125,8 @@ class SagaHandle(Generic[Out]):
 
         Raises:
             DefinitionError: The name is none that a saga could wait for.
-            SagaNotFoundError: There is no such saga; a `SagaEndedError` where it has ended.
+            SagaNotFoundError: There is no such saga.
+            SagaEndedError: It has ended.
             EncodeError: The payload is no JSON, or not of the signal's type.
         """
         entry = signal_sent(self._host.codec, signal, payload, self.id)

@@ -14,7 +14,7 @@ from tests.crash.sagas import CASES, GO, LEDGER
 from tests.integration.projections.kit import Added, expected, sums
 
 from event_workflow_engine import NewEvent, SagaFailedError, WorkflowEngine
-from event_workflow_engine.errors import SagaNotFoundError
+from event_workflow_engine.errors import SagaEndedError
 from event_workflow_engine.testing.disk import FaultyDisk
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ async def play(engine: WorkflowEngine, saga_id: str, acknowledged: Acknowledged)
     handle: SagaHandle[Any] = await engine.start(saga, value, id=saga_id)
     acknowledged.add("saga", saga_id)
     if SAGAS[saga_id] == "function":
-        with contextlib.suppress(SagaNotFoundError):
+        with contextlib.suppress(SagaEndedError):
             await handle.signal(GO, "taxi", id="go")
     try:
         await handle.result()

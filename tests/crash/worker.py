@@ -10,7 +10,7 @@ from tests.crash.killing import KillingStorage, serve
 from tests.crash.sagas import CASES, GO, LEDGER
 
 from event_workflow_engine import EngineConfig, SagaFailedError, WorkflowEngine
-from event_workflow_engine.errors import SagaNotFoundError
+from event_workflow_engine.errors import SagaEndedError
 from event_workflow_engine.storage import open_storage
 
 SAGA_ID = "c-1"
@@ -27,7 +27,7 @@ async def work(job: dict[str, Any]) -> dict[str, Any]:
         async with engine:
             handle = await engine.start(saga, value, id=SAGA_ID)
             if job["case"] == "function":
-                with contextlib.suppress(SagaNotFoundError):
+                with contextlib.suppress(SagaEndedError):
                     await handle.signal(GO, "taxi", id="go")
             try:
                 result = await handle.result()

@@ -14,6 +14,7 @@ from event_workflow_engine.errors import (
     EngineStateError,
     NotRegisteredError,
     SagaConflictError,
+    SagaEndedError,
     SagaNotFoundError,
 )
 
@@ -103,7 +104,7 @@ async def test_unknown_ids_are_told(lab: Lab) -> None:
         with pytest.raises(SagaNotFoundError, match="nothing was sent"):
             await handle.signal("go")
         await engine.execute(double, 1, id="d-1")
-        with pytest.raises(SagaNotFoundError, match="has ended as COMPLETED"):
+        with pytest.raises(SagaEndedError, match="has ended as COMPLETED"):
             await engine.handle("d-1").signal("go")
         await engine.handle("d-1").cancel()
 

@@ -34,6 +34,9 @@ _STOP_S: Final = 5.0
 _LAZY: Final = 1000
 """Positions of other types that are passed in memory before the checkpoint on disk follows."""
 
+_LEVEL_S: Final = 10.0
+"""Or after this time: who looks from outside takes what was not passed on disk for events that wait."""
+
 
 class ProjectionRunner:
     """Keeps one projection up to date, as long as it is this worker's.
@@ -277,6 +280,8 @@ class ProjectionRunner:
 
     async def _feed_on(self) -> None:
         assert self._bell is not None
+        loop = asyncio.get_running_loop()
+        levelled = loop.time()
         while not self.inline:
             async with self._lock:
                 feed = self._feed
@@ -289,10 +294,12 @@ class ProjectionRunner:
                 if self._may_be_inline:
                     await self._turn_inline(feed)
                     return
-                if feed.read_to - feed.feed.position >= _LAZY:
+                ahead, now = feed.read_to - feed.feed.position, loop.time()
+                if ahead >= _LAZY or (ahead and now - levelled >= _LEVEL_S):
                     await feed.level()
+                    levelled = now
             self._tell()
-            await self._bell.wait()
+            await self._bell.wait(_LEVEL_S)
 
     async def _turn_inline(self, feed: GenerationFeed) -> None:
         """From here on events are folded inside their commits."""

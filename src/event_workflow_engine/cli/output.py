@@ -76,12 +76,14 @@ def state_cell(state: object) -> Text:
     return cell(state, _STATE_STYLES.get(str(state), ""))
 
 
-def console() -> Console:
+def console(columns: int = _ENDLESS) -> Console:
     """Standard output. Markup, emoji codes and highlighting are off: stored text is never read as any of them.
 
-    Where it is no terminal, lines are as long as they need be: what reads them looks for whole ids and states.
+    Args:
+        columns: How long lines may be where it is no terminal. By default as long as they need be: what reads them
+            looks for whole ids and states.
     """
-    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _ENDLESS
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else columns
     return Console(markup=False, emoji=False, highlight=False, width=width)
 
 

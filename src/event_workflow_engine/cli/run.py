@@ -25,7 +25,7 @@ from event_workflow_engine.cli.output import (
     time_of,
 )
 from event_workflow_engine.cli.timeline import StepLine, detail_of, steps_of
-from event_workflow_engine.errors import SagaNotFoundError
+from event_workflow_engine.errors import SagaEndedError, SagaNotFoundError
 from event_workflow_engine.event_store import EventStore
 from event_workflow_engine.events import RecordedEvent
 from event_workflow_engine.feeds import Bell
@@ -181,7 +181,7 @@ async def _send(saga_id: str, entry: h.InboxEntry, common: Common, done: dict[st
     async with opened(common.url) as storage:
         try:
             await send(storage, saga_id, entry, time.time_ns() // 1000)
-        except SagaNotFoundError as error:
+        except (SagaNotFoundError, SagaEndedError) as error:
             raise type(error)(f"{error}: see ewe run list") from None
     if common.as_json:
         print_json(done)

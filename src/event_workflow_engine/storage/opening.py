@@ -70,7 +70,7 @@ def _postgres(url: str, *, auto_upgrade: bool) -> Storage:
         if error.name != "asyncpg":
             raise
         raise DefinitionError(
-            "a PostgreSQL store needs asyncpg: pip install 'event-workflow-engine[postgres]'"
+            "a PostgreSQL store needs asyncpg: install event-workflow-engine with its extra postgres"
         ) from error
     return PostgresStorage(url, auto_upgrade=auto_upgrade)
 

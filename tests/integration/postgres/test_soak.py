@@ -16,7 +16,7 @@ import pytest
 from tests.crash.sagas import CASES, GO, LEDGER, read
 
 from event_workflow_engine import EngineConfig, SagaFailedError, WorkflowEngine
-from event_workflow_engine.errors import SagaNotFoundError, StorageError
+from event_workflow_engine.errors import SagaEndedError, StorageError
 from event_workflow_engine.testing.postgres import PostgresServer
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ async def start(engine: WorkflowEngine, case: str, saga_id: str) -> None:
             handle = await engine.start(saga, value, id=saga_id)
             if case == "function":
                 await handle.signal(GO, "taxi", id="go")
-        except SagaNotFoundError:
+        except SagaEndedError:
             return
         except StorageError:
             continue

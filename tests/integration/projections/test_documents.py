@@ -10,6 +10,7 @@ import pytest
 from tests.integration.projections.kit import POISON, Added, Dropped, Noise, Sum, book, expected, fold, sums
 
 from event_workflow_engine import DocumentProjection, Saga, SagaStep, WorkflowEngine, current_event
+from event_workflow_engine._projections import running
 from event_workflow_engine.errors import DefinitionError, EngineStateError, NotRegisteredError, WorkflowError
 from event_workflow_engine.history import SagaCompleted, StepSucceeded
 
@@ -42,6 +43,24 @@ async def test_documents_are_folds_of_their_keys_events(engine: WorkflowEngine, 
     assert await everything(engine, projection) == expected(events)
     assert await engine.projections.get(projection, "a") == Sum("a", 3, [1, 2])
     assert await engine.projections.get(projection, "b") is None
+
+
+async def test_what_was_passed_of_other_types_is_on_disk_soon(
+    engine: WorkflowEngine, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks from outside sees no events waiting where none do."""
+    monkeypatch.setattr(running, "_LEVEL_S", 0.02)
+    projection = sums()
+    engine.projections.register(projection)
+    await engine.projections.wait_for(projection, await put(engine, Added("a", 1)))
+    last = await put(engine, Noise(), Noise())
+    written = asyncio.Event()
+    remove = storage.add_bell(written.set)
+    async with asyncio.timeout(10):
+        while (await storage.query("checkpoints_all"))[0]["position"] < last:
+            await written.wait()
+            written.clear()
+    remove()
 
 
 async def test_inline_is_there_when_the_append_returns(engine: WorkflowEngine) -> None:

@@ -23,6 +23,7 @@ from event_workflow_engine.history import SagaFailed, StepFailed
 __all__ = ["check", "demo"]
 
 _COLOURS: Final = {order.id: colour for order, colour in zip(ORDERS, ("cyan", "magenta"), strict=True)}
+_COLUMNS: Final = 80
 _MARKS: Final = {
     "step-succeeded": ("✓", "green"),
     "step-failed": ("✗", "red"),
@@ -82,7 +83,7 @@ def _say(line: str) -> None:
 
 
 def _show(outcome: Outcome) -> None:
-    out = console()
+    out = console(_COLUMNS)
     out.print()
     out.print(Rule("What the log says", style="dim"))
     _timeline(outcome)
@@ -94,7 +95,7 @@ def _show(outcome: Outcome) -> None:
 
 
 def _timeline(outcome: Outcome) -> None:
-    out = console()
+    out = console(_COLUMNS)
     began = outcome.events[0].recorded_at.timestamp()
     struck = False
     for event in outcome.events:
