@@ -11,6 +11,7 @@ from event_workflow_engine.errors import IllegalTransitionError
 from event_workflow_engine.journal import Journal
 from event_workflow_engine.queues import EARLY, WAITING, queue_of
 from event_workflow_engine.state_machine import WorkflowState
+from event_workflow_engine.storage.tables import GIVEN
 from event_workflow_engine.waits import Wait, read_waits
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ async def waits_of(
         place = await storage.get("queued", (row["id"],)) if facts is not None else None
         late = row["started_at"] is not None and row["started_at"] <= now - PATIENCE_US
         return [await _in_queue(storage, queue, place), *(code if codeless and late else ())]
+    if row["owner"].startswith(GIVEN):
+        return [Wait("worker")]
     if row["owner"]:
         return [] if facts is None else doing(facts, row["id"])
     due = row["wake_at"]

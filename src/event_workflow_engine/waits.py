@@ -52,9 +52,10 @@ class Wait(msgspec.Struct, frozen=True, omit_defaults=True):
         kind: ``signal`` `name`, until `at` where it has a timeout; ``sleep`` until `at`; ``attempt`` `number` of step
             `name` at `at`; ``undo``: the same of its compensation; ``deadline``: its own, at `at`; ``more``: `number`
             further things; ``step`` and ``compensation``: attempt `number` of that of step `name` runs; ``worker``: it
-            is due since `at` and no worker has taken it yet; ``code``: it could go on, and no living worker has version
-            `number` of the saga `name`; ``queue`` `name`, where `number` of its partition is first served, 1 is next;
-            ``not-before`` `at`, in the queue `name`; ``resume``: it is paused; ``decision``: it needs intervention.
+            is due since `at`, or given to a worker, and none has taken it yet; ``code``: it could go on, and no living
+            worker has version `number` of the saga `name`; ``queue`` `name`, where `number` of its partition is first
+            served, 1 is next; ``not-before`` `at`, in the queue `name`; ``resume``: it is paused; ``decision``: it
+            needs intervention.
         name: Of a signal, a step, a queue or a saga.
         number: Which attempt, place or version, or how many.
         at: When.

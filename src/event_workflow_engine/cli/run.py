@@ -31,8 +31,10 @@ from event_workflow_engine.events import RecordedEvent
 from event_workflow_engine.feeds import Bell
 from event_workflow_engine.inbox import send
 from event_workflow_engine.journal import saga_stream
+from event_workflow_engine.queues import queue_of
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Storage
+from event_workflow_engine.storage.tables import GIVEN
 from event_workflow_engine.waiting import living, waits_of
 from event_workflow_engine.waits import Wait, said
 
@@ -245,8 +247,9 @@ def _shown(row: dict[str, Any], events: list[RecordedEvent[Any]], steps: list[St
     times = f"started {time_of(row['started_at'])}"
     if row["ended_at"] is not None:
         times += f", ended {time_of(row['ended_at'])}"
-    elif row["owner"]:
-        times += f", on worker {row['owner']}"
+    elif (owner := row["owner"]) and queue_of(owner) is None:
+        how = "given to" if owner.startswith(GIVEN) else "on"
+        times += f", {how} worker {owner.removeprefix(GIVEN)}"
     elif row["wake_at"] is not None:
         times += f", due {time_of(row['wake_at'])}"
     made = table("step", "state", "tries", "begins", "takes", "undo", numbers=("tries", "begins", "takes"))

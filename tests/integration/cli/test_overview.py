@@ -69,6 +69,27 @@ def test_what_a_saga_waits_for_is_shown(empty: Ewe) -> None:
     assert "waits for signal 'approval' until 20" in " ".join(empty("run", "list").out.split())
 
 
+def test_only_a_worker_is_shown_as_the_one_that_has_a_saga(empty: Ewe) -> None:
+    """Not the queue in which it waits, nor the worker that it is given to, which has not taken it."""
+
+    async def work(engine: WorkflowEngine) -> None:
+        engine.register(sleeps)
+        engine.queues.register(Queue("line"))
+        await engine.queues.pause("line")
+        await engine.start(sleeps, id="q-1", queue="line")
+        await engine.start(sleeps, id="s-1")
+        await parked(engine, "s-1")
+        given = Row("sagas", "update", ("s-1",), {"owner": "given:w-1", "wake_at": engine.now() + 10**9}, {"owner": ""})
+        await engine.storage.write(Unit(uuid7(), engine.now(), rows=(given,)))
+
+    empty.engine(work)
+    queued, given = empty("run", "show", "q-1").out, empty("run", "show", "s-1").out
+    assert "on worker" not in queued
+    assert "waits in queue 'line' (place 1)" in queued
+    assert "given to worker w-1" in given
+    assert "waits for a worker" in given
+
+
 def test_what_runs_is_shown_from_beside(empty: Ewe) -> None:
     seen: list[Any] = []
 
