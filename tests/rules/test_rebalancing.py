@@ -11,8 +11,10 @@ import pytest
 
 from event_workflow_engine import EngineConfig, RetryPolicy, Saga, SagaStep, StepContext, WorkflowEngine, saga, step
 from event_workflow_engine.clock import SystemClock
+from event_workflow_engine.errors import StorageUnavailableError
 from event_workflow_engine.history import SagaHandedOver, StepStarted
 from event_workflow_engine.runner.balance import Tolerance
+from event_workflow_engine.storage.tables import GIVEN
 from event_workflow_engine.workers import Worker
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.rules.conftest import Lab
 
-    from event_workflow_engine.storage.port import WorkerRef
+    from event_workflow_engine.storage.port import Storage, Told, Unit, WorkerRef
 
 SOON = Tolerance(stays=0, quick=0.02, slow=0.02, takes=5)
 SAGAS = 12
@@ -58,6 +60,7 @@ async def fails_twice(ctx: StepContext[Any]) -> int:
 pair = Saga(
     "pair", [SagaStep("first", act, idempotent=False), SagaStep("second", act, idempotent=False)], sequential=True
 )
+again = Saga("again", [SagaStep("first", act), SagaStep("second", act)], sequential=True)
 retried = Saga("retried", [SagaStep("try", fails_twice, retry=RetryPolicy(attempts=3, delay=0.9, factor=1, jitter=0))])
 side_by_side = Saga(
     "side-by-side", [SagaStep("first", act), SagaStep("second", act), SagaStep("c", act, after=["first"])]
@@ -71,9 +74,11 @@ async def function(saga_id: str) -> None:
 
 
 @asynccontextmanager
-async def joined(lab: Lab, *sagas: Saga[Any, Any], tolerance: Tolerance = SOON) -> AsyncIterator[WorkflowEngine]:
+async def joined(
+    lab: Lab, *sagas: Saga[Any, Any], tolerance: Tolerance = SOON, storage: Any = None
+) -> AsyncIterator[WorkflowEngine]:
     """An engine that moves its sagas soon."""
-    engine = WorkflowEngine(lab.storage, config=EngineConfig(lease=15))
+    engine = WorkflowEngine(lab.storage if storage is None else storage, config=EngineConfig(lease=15))
     engine.balance(tolerance)
     engine.register(*sagas)
     async with engine:
@@ -157,6 +162,43 @@ async def test_a_step_begins_at_once_while_another_runs(lab: Lab) -> None:
             GATES["second"].set()
             await asyncio.gather(*(handle.result() for handle in handles))
         assert set(RAN.values()) == {1}
+
+
+class Keeping:
+    """A store as one worker sees it: nothing can be given away, and nothing claimed where the test says so."""
+
+    def __init__(self, storage: Storage, *, claims: bool) -> None:
+        self._storage = storage
+        self._claims = claims
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def post(self, unit: Unit, told: Told) -> None:
+        if any(str(row.values.get("owner")).startswith(GIVEN) for row in unit.rows):
+            asyncio.get_running_loop().call_soon(told, StorageUnavailableError("refused"))
+        else:
+            self._storage.post(unit, told)
+
+    async def perform(self, name: str, **params: Any) -> Any:
+        return await self._storage.perform(name, **params) if self._claims or name != "claim_sagas" else []
+
+
+async def test_who_was_given_nothing_for_want_of_the_store_is_not_said_to_have_taken_nothing(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And is given sagas at the next chance."""
+    stores = [Keeping(lab.storage, claims=claims) for claims in (True, False)]
+    async with joined(lab, again, storage=stores[0]) as first:
+        handles = [await first.start(again, id=f"s-{n}") for n in range(SAGAS)]
+        await soon(lambda: len(RAN) == SAGAS)
+        async with joined(lab, again, storage=stores[1]):
+            await soon(lambda: gives(first))
+            GATES["first"].set()
+            await soon(lambda: "could not be written" in caplog.text)
+        GATES["second"].set()
+        await asyncio.gather(*(handle.result() for handle in handles))
+    assert "did not take" not in caplog.text
 
 
 async def test_only_a_worker_that_can_run_them_is_given_sagas(lab: Lab) -> None:

@@ -102,6 +102,10 @@ class Balancer:
                 self._kit.giving = None
         return to
 
+    def lost(self, run: SagaRun) -> None:
+        """What was written of it last may not be in the store: whether it was given away is not known."""
+        self._given.pop(run.saga_id, None)
+
     def claimed(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Sagas have come: of those that were given away, nobody has had them meanwhile whose fence says so."""
         for row in rows if self._given else ():

@@ -282,6 +282,8 @@ class SagaKeeper:
 
     def run_lost(self, run: SagaRun, error: BaseException) -> None:
         """See `Host.run_lost`: what was in memory is dropped; the store says what is true."""
+        if self._balancer is not None:
+            self._balancer.lost(run)
         accepted = run.accepted
         if accepted is not None and not accepted.done():
             self._drop(run)
