@@ -187,7 +187,7 @@ class Keeping:
 async def test_who_was_given_nothing_for_want_of_the_store_is_not_said_to_have_taken_nothing(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And is given sagas at the next chance."""
+    """The sagas come back, as those do that a worker has not taken in time."""
     stores = [Keeping(lab.storage, claims=claims) for claims in (True, False)]
     async with joined(lab, again, storage=stores[0]) as first:
         handles = [await first.start(again, id=f"s-{n}") for n in range(SAGAS)]
