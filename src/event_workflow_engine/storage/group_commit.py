@@ -28,6 +28,10 @@ BATCH_LIMIT: Final = 256
 """Most units in one batch: bounds a transaction's length, hence the latency of the unit behind it. Where more wait,
 the next batch is on its way while those of the last one are told, so that store and loop work at the same time."""
 
+BATCH_BYTES: Final = 32 * 2**20
+"""Most bytes of payloads in one batch, of more than one unit: a backend may take a whole batch as one message, and
+heartbeats stand in line behind it. PostgreSQL ends the connection at a message of 1 GiB."""
+
 QUEUE_LIMIT: Final = 8192
 """Units queued before `GroupCommitter.write` makes its callers wait in line. `submit` is not bounded."""
 
@@ -310,6 +314,10 @@ class GroupCommitter:
                         return []
                 elif not withdrawn:
                     batch.append(entry)
+        fits = _fitting(batch)
+        if fits < len(batch):
+            queue.extendleft(reversed(batch[fits:]))
+            del batch[fits:]
         while self._line and len(queue) < self._queue_limit:
             queue.append(self._line.popleft())
         if not batch:
@@ -407,6 +415,19 @@ class GroupCommitter:
 
 def _answer(verdict: Verdict) -> Written | Exception:
     return verdict.written if isinstance(verdict, Repeated) else verdict
+
+
+def _fitting(batch: Sequence[_Entry]) -> int:
+    """How many of the first entries have no more payload together than a batch may have; one always fits."""
+    size = 0
+    for place, (unit, _) in enumerate(batch):
+        if unit is not None:
+            for append in unit.appends:
+                for record in append.records:
+                    size += len(record.data)
+        if size > BATCH_BYTES and place:
+            return place
+    return len(batch)
 
 
 def _withdrawn(entry: _Entry) -> bool:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from event_workflow_engine.errors import EngineStateError, StorageError
+from event_workflow_engine.storage import group_commit
 from event_workflow_engine.storage.group_commit import GroupCommitter, Listeners, Repeated, Verdict
-from event_workflow_engine.storage.port import Unit, Written
+from event_workflow_engine.storage.port import Append, NewRecord, Unit, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,6 +63,35 @@ async def test_what_comes_in_one_turn_shares_a_batch_and_the_rest_the_next() -> 
     await backend.settle()
     assert backend.batches == [["a", "b"], ["c", "d", "e"]]
     assert [f.result().unit_id for f in first + second] == list("abcde")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_batches_are_bounded_by_their_payloads_and_keep_their_order(
+    monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    monkeypatch.setattr(group_commit, "BATCH_BYTES", 10)
+    backend = Backend()
+    sizes = {"a": 4, "b": 6, "c": 1, "d": 11, "e": 20, "f": 0, "g": 10, "h": 0}
+
+    def sized(name: str) -> Unit:
+        return Unit(name, 0, (Append("s", (NewRecord(name, "t", b"x" * sizes[name]),)),))
+
+    futures = [backend.committer.submit(sized(name)) for name in sizes]
+    last: list[asyncio.Task[None]] = []
+    if alone:
+        last.append(asyncio.create_task(nothing_alone(backend)))
+    while not all(future.done() for future in futures):
+        await backend.settle()
+        await turns()
+    await asyncio.gather(*last)
+    assert backend.batches == [["a", "b"], ["c"], ["d"], ["e"], ["f", "g", "h"]]
+
+
+async def nothing_alone(backend: Backend) -> None:
+    async def work() -> None:
+        pass
+
+    await backend.committer.alone(work)
 
 
 async def test_batches_are_bounded() -> None:
