@@ -25,5 +25,8 @@ class Target:
 TARGETS = (
     Target("planner", ("tests/unit/test_planner.py",)),
     Target("state_machine", ("tests/unit/test_state_machine.py",)),
-    Target("storage.group_commit", ("tests/unit/storage/test_group_commit.py",)),
+    Target(
+        "storage.group_commit",
+        ("tests/unit/storage/test_group_commit.py", "tests/unit/storage/test_group_commit_alone.py"),
+    ),
 )

@@ -3,53 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.storage.committing import Backend, turns, unit
 
 from event_workflow_engine.errors import EngineStateError, StorageError
 from event_workflow_engine.storage import group_commit
-from event_workflow_engine.storage.group_commit import GroupCommitter, Listeners, Repeated, Verdict
+from event_workflow_engine.storage.group_commit import Repeated, Verdict
 from event_workflow_engine.storage.port import Append, NewRecord, Unit, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-
-class Backend:
-    """Keeps batches until they are settled by hand."""
-
-    def __init__(self, **limits: int) -> None:
-        self.batches: list[list[str]] = []
-        self.waiting: tuple[list[Unit], Callable[[Sequence[Verdict]], None]] | None = None
-        self.listeners = Listeners()
-        self.committer = GroupCommitter(self.execute, self.listeners, **limits)
-
-    def execute(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
-        assert self.waiting is None, "two batches in flight"
-        self.batches.append([unit.id for unit in units])
-        self.waiting = (units, done)
-
-    async def settle(self, **verdicts: Verdict) -> list[str]:
-        """Answer the batch in flight; its ids."""
-        for _ in range(10):
-            if self.waiting is not None:
-                break
-            await asyncio.sleep(0)
-        assert self.waiting is not None, "no batch came"
-        (units, done), self.waiting = self.waiting, None
-        done([verdicts.get(unit.id, Written(unit.id, ())) for unit in units])
-        return [unit.id for unit in units]
-
-
-def unit(name: str) -> Unit:
-    return Unit(name, 0)
-
-
-async def turns(number: int = 5) -> None:
-    for _ in range(number):
-        await asyncio.sleep(0)
 
 
 async def test_what_comes_in_one_turn_shares_a_batch_and_the_rest_the_next() -> None:
@@ -180,49 +145,6 @@ async def test_hooks_may_submit() -> None:
     await turns()
     assert backend.batches == [["a"], ["aa"], ["aaaa"]]
     assert all(future.done() for future in more)
-
-
-async def test_alone_waits_its_turn_and_keeps_others_out() -> None:
-    backend = Backend()
-    before = backend.committer.submit(unit("a"))
-    leave = asyncio.Event()
-    steps: list[str] = []
-
-    async def work() -> str:
-        steps.append("in")
-        await leave.wait()
-        return "done"
-
-    alone = asyncio.create_task(backend.committer.alone(work))
-    await turns(1)
-    behind = backend.committer.submit(unit("b"))
-    await turns()
-    assert steps == []
-    await backend.settle()
-    await turns()
-    assert before.done()
-    assert steps == ["in"]
-    assert backend.batches == [["a"]]
-    leave.set()
-    assert await alone == "done"
-    await backend.settle()
-    assert (await behind).unit_id == "b"
-
-
-@pytest.mark.parametrize("after", range(6))
-async def test_alone_cancelled_at_any_time_leaves_the_store_free(after: int) -> None:
-    backend = Backend()
-
-    async def work() -> None:
-        await asyncio.Event().wait()
-
-    alone = asyncio.create_task(backend.committer.alone(work))
-    await turns(after)
-    alone.cancel()
-    behind = backend.committer.submit(unit("b"))
-    await backend.settle()
-    assert (await behind).unit_id == "b"
-    assert (await asyncio.gather(alone, return_exceptions=True))[0].__class__ is asyncio.CancelledError
 
 
 async def test_tasks_that_outlive_exclusive_work_may_write() -> None:
@@ -568,40 +490,3 @@ async def test_a_queue_at_its_bound_or_over_it_makes_writers_wait_in_line(
         await backend.settle()
         await turns()
     assert backend.batches == batches
-
-
-async def test_an_exclusive_call_may_be_closed_in_another_context() -> None:
-    """As the garbage collector does: nothing is raised, and what was around the call is as it was."""
-    committer = Backend().committer
-
-    async def call() -> None:
-        with committer.inside():
-            await asyncio.sleep(0)
-
-    with committer.inside():
-        around = contextvars.copy_context()
-        called = call()
-        around.run(called.send, None)
-    committer.check()
-    with committer.inside():
-        around = contextvars.copy_context()
-        other = call()
-        around.run(other.send, None)
-        contextvars.Context().run(other.close)
-        with pytest.raises(EngineStateError, match="inside of a transaction"):
-            around.run(committer.check)
-    contextvars.Context().run(called.close)
-    around.run(committer.check)
-
-
-async def test_a_write_is_refused_however_many_stores_transactions_are_between() -> None:
-    outer, inner = Backend().committer, Backend().committer
-
-    async def write_to_both() -> None:
-        for committer in (outer, inner):
-            with pytest.raises(EngineStateError, match="inside of a transaction"):
-                await committer.write(unit("a"))
-
-    await outer.alone(lambda: inner.alone(write_to_both))
-    outer.check()
-    inner.check()
