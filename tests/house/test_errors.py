@@ -12,6 +12,7 @@ OUTSIDE_THE_TREE = {
     "BeginError": "between the SQLite session and its writer, which hands on its cause",
     "CommitInDoubtError": "between the SQLite session and its writer, which looks whether the units landed",
     "NotFetchedError": "between judging a batch and the PostgreSQL writer, which fetches what is wanted",
+    "StandstillError": "an assertion that a test failed, and a timeout, as pytest and asyncio tell them",
     "UnbalancedEffectsError": "an assertion that a test failed, as pytest tells them",
     "SagaEvicted": "ends a body that has lost its saga; were it an Exception, a user's `except Exception` would keep it alive",
 }

@@ -25,6 +25,13 @@ class VirtualClock:
         settle: Awaited after each time that it moves, so that what was woken is done before time goes on. By default
             the loop is turned a number of times, which is enough for what needs no thread.
 
+    Attributes:
+        settle: As given.
+        patience: Who waits for the end of a saga that waits for this clock gets a `StandstillError` when nothing has
+            moved it for about so long, in seconds of real time, and ten times that while other tasks of the test are
+            there. ``None``: never. Of the fixture ``engine`` and of `given`.
+        advances: How often `advance` was called.
+
     Example:
         >>> async def main() -> None:
         ...     clock = VirtualClock()
@@ -45,10 +52,18 @@ class VirtualClock:
         self._sleepers: list[tuple[datetime, int, asyncio.Future[None]]] = []
         self._order = count()
         self.settle: Callable[[], Awaitable[None]] = settle if settle is not None else _turn
+        self.patience: float | None = 2.0
+        self.advances = 0
+        self._advancing = 0
 
     def now(self) -> datetime:
         """What it shows."""
         return self._now
+
+    @property
+    def is_advancing(self) -> bool:
+        """Whether somebody moves it right now."""
+        return self._advancing > 0
 
     async def sleep_until(self, when: datetime, /) -> None:
         """Wait until the clock is moved to `when` or past it."""
@@ -66,6 +81,14 @@ class VirtualClock:
             parts: Or as `timedelta`'s parts: ``days=3``.
         """
         until = self._now + (by if by is not None else timedelta(**parts))
+        self.advances += 1
+        self._advancing += 1
+        try:
+            await self._advance(until)
+        finally:
+            self._advancing -= 1
+
+    async def _advance(self, until: datetime) -> None:
         await self.settle()
         while True:
             while self._sleepers and self._sleepers[0][2].done():

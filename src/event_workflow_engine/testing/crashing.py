@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from event_workflow_engine.clock import to_micros
 from event_workflow_engine.config import EngineConfig
 from event_workflow_engine.engine import WorkflowEngine
+from event_workflow_engine.testing.settling import is_calm
+from event_workflow_engine.testing.standstill import WatchedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.clock import Clock
     from event_workflow_engine.saga import Saga
     from event_workflow_engine.storage.port import Storage
+    from event_workflow_engine.testing.clock import VirtualClock
     from event_workflow_engine.testing.observed import ObservedStorage
 
 __all__ = ["CrashingEngine", "bury"]
@@ -36,14 +39,19 @@ class CrashingEngine(WorkflowEngine):
     """
 
     def __init__(
-        self, storage: Storage, observed: ObservedStorage, *, clock: Clock, on_crash: Callable[[], None]
+        self, storage: Storage, observed: ObservedStorage, *, clock: VirtualClock, on_crash: Callable[[], None]
     ) -> None:
         config = EngineConfig(shutdown_timeout=0)
         super().__init__(observed, config=config, clock=clock)  # type: ignore[arg-type]
         self._direct = storage
         self._observed = observed
         self._on_crash = on_crash
-        self._client = WorkflowEngine(storage, config=dataclasses.replace(config, worker=False), clock=clock)
+        self._client = WatchedEngine(
+            storage,
+            clock=clock,
+            is_calm=lambda _: is_calm(self, observed),
+            config=dataclasses.replace(config, worker=False),
+        )
         self._around: AsyncExitStack | None = None
 
     async def __aenter__(self) -> Self:

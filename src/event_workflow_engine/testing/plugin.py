@@ -116,20 +116,20 @@ if async_fixture is not None:
         request: pytest.FixtureRequest, clock: VirtualClock, fake_step: StepFaker, effects: Effects, engine_url: str
     ) -> AsyncIterator[WorkflowEngine]:
         """An entered `WorkflowEngine` with the virtual clock and the fakes; the effects of its steps must balance."""
-        from event_workflow_engine.engine import WorkflowEngine  # noqa: PLC0415
         from event_workflow_engine.storage import open_storage  # noqa: PLC0415
         from event_workflow_engine.testing.crash_everywhere import PASS  # noqa: PLC0415
         from event_workflow_engine.testing.crashing import CrashingEngine, bury  # noqa: PLC0415
         from event_workflow_engine.testing.killing import kill_this_process  # noqa: PLC0415
         from event_workflow_engine.testing.observed import ObservedStorage  # noqa: PLC0415
-        from event_workflow_engine.testing.settling import settle  # noqa: PLC0415
+        from event_workflow_engine.testing.settling import is_calm, settle  # noqa: PLC0415
+        from event_workflow_engine.testing.standstill import WatchedEngine  # noqa: PLC0415
 
         present = request.node.stash.get(PASS, None)
         kill = kill_this_process if present is not None and present.folder is not None else None
         async with open_storage(engine_url, auto_upgrade=True) as storage:
             observed = ObservedStorage(storage, None if present is None else present.point, end=kill)
             made = (
-                WorkflowEngine(observed, clock=clock)  # type: ignore[arg-type]
+                WatchedEngine(observed, clock=clock, is_calm=lambda made: is_calm(made, observed))
                 if present is None or kill is not None
                 else CrashingEngine(storage, observed, clock=clock, on_crash=present.crash(effects))
             )

@@ -18,7 +18,8 @@ from event_workflow_engine.testing.clock import VirtualClock
 from event_workflow_engine.testing.effects import Effects
 from event_workflow_engine.testing.fakes import StepFaker
 from event_workflow_engine.testing.observed import ObservedStorage
-from event_workflow_engine.testing.settling import settle
+from event_workflow_engine.testing.settling import is_calm, settle
+from event_workflow_engine.testing.standstill import WatchedEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -235,7 +236,7 @@ class SagaScenario:
         clock, effects = VirtualClock(), Effects()
         async with open_storage("memory://") as storage:
             observed = ObservedStorage(storage)
-            engine = WorkflowEngine(observed, clock=clock)  # type: ignore[arg-type]
+            engine = WatchedEngine(observed, clock=clock, is_calm=lambda made: is_calm(made, observed))
             engine.intercept(effects.around(self._fakes.find))
             clock.settle = partial(settle, engine, observed)
             engine.register(self._saga)

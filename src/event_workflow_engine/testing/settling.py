@@ -9,10 +9,15 @@ if TYPE_CHECKING:
     from event_workflow_engine.engine import WorkflowEngine
     from event_workflow_engine.testing.observed import ObservedStorage
 
-__all__ = ["settle"]
+__all__ = ["is_calm", "settle"]
 
 _TURNS: Final = 20
 _ROUNDS: Final = 20
+
+
+def is_calm(engine: WorkflowEngine, observed: ObservedStorage) -> bool:
+    """Whether nothing of a saga is under way, nor on its way to the store and back."""
+    return engine.is_idle and not observed.in_flight
 
 
 async def settle(engine: WorkflowEngine, observed: ObservedStorage) -> None:
