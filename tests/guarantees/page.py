@@ -57,11 +57,8 @@ def page(data: dict[str, Any]) -> str:
 
 
 def _kills(entries: Iterable[Entry]) -> str:
-    ordinary = longer = 0
-    for entry in entries:
-        ordinary += 0 if entry["long"] else entry.get("kills", 0)
-        longer += entry.get("kills", 0)
-    return f"`make test` ends {ordinary:,} processes at work with SIGKILL and goes on with what they left; `make test-long` {longer:,}."
+    kills = sum(entry.get("kills", 0) for entry in entries if not entry["long"])
+    return f"`make test` ends {kills:,} processes at work with SIGKILL, and goes on with what they left."
 
 
 def _line(columns: Iterable[str]) -> str:
