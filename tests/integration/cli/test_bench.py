@@ -109,8 +109,14 @@ def test_without_a_url_it_measures_the_current_folder_and_leaves_the_store_there
 # -- however it ends -------------------------------------------------------------------------------------------------
 
 
+def heed_interrupts() -> None:
+    """What a shell started behind its back ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(url: str, *options: str, **more: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "event_workflow_engine.cli.main", "bench", url, *options]
+    more = {"preexec_fn": heed_interrupts, **more}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
