@@ -77,7 +77,10 @@ class ChangeBell(Bell):
 
     def __init__(self, storage: Storage, tables: frozenset[str]) -> None:
         def wanted(unit: Unit) -> bool:
-            return any(row.table in tables for row in unit.rows)
+            for row in unit.rows:  # noqa: SIM110 - each unit of a batch is looked at: a generator would cost the most
+                if row.table in tables:
+                    return True
+            return False
 
         super().__init__(storage, wanted)
 

@@ -6,13 +6,16 @@ single events. Times are microseconds since 1970. `Raw` fields hold JSON as enco
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from event_workflow_engine.codecs import Raw
 from event_workflow_engine.events import REGISTRY
 from event_workflow_engine.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "FACTS",
@@ -347,13 +350,11 @@ FACTS: Final[dict[str, type[Any]]] = {
 for _name, _kind in FACTS.items():
     REGISTRY.register(_name, 1, _kind)
 
-_encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(list[JournalFact | InboxEntry])
 
 
-def encode_facts(facts: list[Any]) -> bytes:
-    """Facts as one record's data: a JSON array."""
-    return _encoder.encode(facts)
+encode_facts: Final[Callable[[list[Any]], bytes]] = msgspec.json.Encoder().encode
+"""Facts as one record's data: a JSON array."""
 
 
 def decode_facts(data: bytes) -> list[Any]:

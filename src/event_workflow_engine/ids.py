@@ -25,14 +25,15 @@ class _Generator:
     section 6.2, method 1; the tail is unique to the process, so that two processes never meet.
     """
 
-    __slots__ = ("_bits", "_counter", "_head", "_ms", "_tail")
+    __slots__ = ("_bits", "_block", "_counter", "_ends", "_head", "_ms")
 
     def __init__(self) -> None:
         self._ms = -1
         self.reseed()
 
     def reseed(self) -> None:
-        self._tail = os.urandom(5).hex()
+        tail = os.urandom(5).hex()
+        self._ends = [f"{low:02x}{tail}" for low in range(256)]
         # Asked for randomness each millisecond, the system would let another thread have the interpreter each time.
         self._bits = Random(os.urandom(16)).getrandbits  # noqa: S311 - where a counter starts is no secret
         self._advance(max(self._ms + 1, time.time_ns() // _NS_PER_MS))
@@ -43,6 +44,7 @@ class _Generator:
         self._head = f"{text[:8]}-{text[8:]}-7"
         # The counter's top bit starts at zero, so that it has room to grow within its millisecond.
         self._counter = count(self._bits(31))
+        self._block = (-1, "")
 
     def __call__(self) -> str:
         ms = time.time_ns() // _NS_PER_MS
@@ -52,9 +54,18 @@ class _Generator:
         if n > _COUNTER_MAX:
             self._advance(self._ms + 1)
             n = next(self._counter)
-        low = f"{n:08x}"
+        block, start = self._block
+        if block != n >> 8:
+            start = self._begin_block(n >> 8)
+        return start + self._ends[n & 0xFF]
+
+    def _begin_block(self, block: int) -> str:
+        """All of 256 ids in a row but their end: they differ in no more than that."""
+        high = f"{block:06x}"
         # 12 bits of counter, variant 10 with two more zero bits, 20 bits of counter, 40 random bits of the process.
-        return f"{self._head}{low[:3]}-8{low[3:6]}-{low[6:]}{self._tail}"
+        start = f"{self._head}{high[:3]}-8{high[3:]}-"
+        self._block = (block, start)
+        return start
 
 
 _of_process = _Generator()

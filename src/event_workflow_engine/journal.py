@@ -149,6 +149,11 @@ class Journal:
         return self.failure is not None
 
     @property
+    def timed(self) -> bool:
+        """Whether anything of it is due at some time."""
+        return bool(self.timers or self.retries) or self.deadline is not None
+
+    @property
     def report(self) -> RollbackReport:
         """What the rollback did so far."""
         failed = {
@@ -223,11 +228,12 @@ class Journal:
 
     def _settle(self, step: str, status: StepStatus) -> StepState:
         state = self.steps[step]
-        if state.settled:
+        if state.status in _SETTLED:
             raise KeyError(f"step {step!r} has ended already")
         state.status = status
-        state.retry_at = None
-        self.retries.pop(step, None)
+        if self.retries:
+            state.retry_at = None
+            self.retries.pop(step, None)
         self.open_steps -= 1
         self.completed.append(step)
         return state

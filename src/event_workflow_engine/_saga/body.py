@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from typing import TypeVarTuple, Unpack
 
+    from event_workflow_engine._saga.specs import StepSpec
     from event_workflow_engine.clock import Duration
     from event_workflow_engine.context import CompensationContext, StepTransaction
     from event_workflow_engine.retries import RetryPolicy
@@ -146,6 +147,8 @@ def _requested(
     fn: Any, args: tuple[Any, ...], compensation: Any, options: _Options, *, transactional: bool
 ) -> Coroutine[Any, Any, Any]:
     present = runtime("step()")
+    if type(fn) is FunctionType and fn.__closure__ is None and not (options or compensation or transactional):
+        return present.step(fn, args, _plain(fn, len(args)), None)
     if isinstance(fn, Saga):
         raise DefinitionError(f"step({fn!r}): a saga within a saga is run by run_saga(saga, input)")
     given, key = _checked(fn, options) if options else (options, None)
@@ -174,6 +177,12 @@ def _checked(fn: Any, options: _Options) -> tuple[dict[str, Any], str | None]:
     if key is not None:
         check_step_name(key, "key")
     return given, key
+
+
+@lru_cache(_REMEMBERED)
+def _plain(fn: FunctionType, arguments: int) -> StepSpec:
+    """Of a function that is only called."""
+    return build_spec(fn.__name__, fn, None, arguments=arguments, transactional=False)
 
 
 _remembered: Final = lru_cache(_REMEMBERED, typed=True)(build_spec)

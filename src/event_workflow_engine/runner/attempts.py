@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.codecs import Codec
     from event_workflow_engine.journal import CompensationState, Journal, StepState
     from event_workflow_engine.runner.commands import Finish, StartStep
+    from event_workflow_engine.runner.kit import Interceptor
     from event_workflow_engine.runner.run import SagaRun
     from event_workflow_engine.saga import CompensationSpec, Saga, StepSpec
 
@@ -53,7 +54,9 @@ def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt
         run.place, step, run.input, run.results, run.key_prefix + step, state.attempt, run.fence, deadline, attempt
     )
     args = command.args if command.args is not None else (context,) if spec.info.takes_context else ()
-    fn, is_async = _called(run, spec.action, is_async=spec.info.is_async)
+    fn, is_async = spec.action, spec.info.is_async
+    if kit.intercept is not None:
+        fn, is_async = _called(kit.intercept, fn, is_async=is_async)
     if spec.transactional:
         fn, args = TransactionalAction(run, attempt, command, fn, context, record_success).act, (args,)
     attempt.start(
@@ -91,7 +94,9 @@ def launch_compensation(run: SagaRun, spec: CompensationSpec, step: StepState, s
         result=result,
         outcome=state.planned.outcome,
     )
-    fn, is_async = _called(run, spec.fn, is_async=spec.info.is_async)
+    fn, is_async = spec.fn, spec.info.is_async
+    if kit.intercept is not None:
+        fn, is_async = _called(kit.intercept, fn, is_async=is_async)
     attempt.start(
         fn,
         (context,) if spec.info.takes_context else (),
@@ -103,13 +108,10 @@ def launch_compensation(run: SagaRun, spec: CompensationSpec, step: StepState, s
     return attempt
 
 
-def _called(run: SagaRun, fn: Callable[..., Any], *, is_async: bool) -> tuple[Callable[..., Any], bool]:
+def _called(intercept: Interceptor, fn: Callable[..., Any], *, is_async: bool) -> tuple[Callable[..., Any], bool]:
     """What to call: the function, or what a test has put in its place."""
-    if run.kit.intercept is not None:
-        stand_in = run.kit.intercept(fn)
-        if stand_in is not None:
-            return stand_in, True
-    return fn, is_async
+    stand_in = intercept(fn)
+    return (fn, is_async) if stand_in is None else (stand_in, True)
 
 
 def _context(run: SagaRun, present: StepContext[Any]) -> Context:

@@ -179,26 +179,29 @@ class BodyScript:
 
     def step(self, fn: Any, args: tuple[Any, ...], spec: StepSpec, key: str | None = None) -> Coroutine[Any, Any, Any]:  # noqa: ARG002
         """See `Runtime.step`."""
-        self._check_open()
+        if self._closed:
+            raise self._evicted()
         if spec.compensation is not None:
             self._saga.compensation_name(spec.compensation.fn)
         return self._step(StartStep(self._identity(spec.name, key), spec, args))
 
     async def _step(self, command: StartStep) -> Any:
-        self._check_open()
+        if self._closed:
+            raise self._evicted()
         future = self._loop.create_future()
         self._open[command.step] = (future, command)
         self._commands.append(command)
         try:
             return await future
         except asyncio.CancelledError:
-            if not self._closed and command.step in self._open:
+            if command.step in self._open:
                 self._commands.append(CancelStep(command.step))
             raise
 
     async def sleep(self, seconds: float) -> None:
         """See `Runtime.sleep`."""
-        self._check_open()
+        if self._closed:
+            raise self._evicted()
         timer = self._identity("~sleep", None)
         try:
             await self._set_timer(timer, seconds)
@@ -217,7 +220,8 @@ class BodyScript:
 
     async def wait_for_signal(self, name: str, kind: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - a durable one
         """See `Runtime.wait_for_signal`."""
-        self._check_open()
+        if self._closed:
+            raise self._evicted()
         buffered = self._signals.get(name)
         if buffered:
             return self._decode_signal(name, kind, buffered.popleft())
@@ -244,7 +248,8 @@ class BodyScript:
 
     def run_saga(self, saga: Any, input: Any, saga_id: str | None) -> Coroutine[Any, Any, Any]:  # noqa: A002
         """See `Runtime.run_saga`."""
-        self._check_open()
+        if self._closed:
+            raise self._evicted()
         step = self._identity(f"~run:{saga.name}", None)
         return self._run_child(saga, StartStep(step, self._child(saga, input, saga_id, step), ()))
 
@@ -263,9 +268,9 @@ class BodyScript:
         count = self._names[base] = self._names.get(base, 0) + 1
         return base if count == 1 else f"{base}#{count}"
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise SagaEvicted("the saga leaves memory: what its body asks for now is not recorded")
+    @staticmethod
+    def _evicted() -> SagaEvicted:
+        return SagaEvicted("the saga leaves memory: what its body asks for now is not recorded")
 
     def _pump(self) -> list[Command]:
         self._loop.pump()

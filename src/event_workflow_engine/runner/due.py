@@ -21,7 +21,7 @@ def next_wake(run: SagaRun) -> int | None:
     journal = run.journal
     if run.pen.undecided:
         return run.kit.now()
-    if not journal.timers and not journal.retries and journal.deadline is None:
+    if not journal.timed:
         return None
     if run.paused or journal.state is WorkflowState.NEEDS_INTERVENTION:
         return None

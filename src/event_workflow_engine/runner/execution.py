@@ -39,36 +39,37 @@ class _Action(Coroutine[Any, Any, None]):
         self._coro: Coroutine[Any, Any, Any] | None = None
 
     def send(self, value: Any, /) -> Any:
-        return self._resume(self._begin if self._coro is None else self._coro.send, value)
+        try:
+            if self._coro is None:
+                self._coro = self._fn(*self._args)
+            return self._coro.send(value)
+        except StopIteration as stop:
+            self._attempt.value = stop.value
+        except BaseException as raised:  # noqa: BLE001 - whatever it is, the attempt is told
+            self._raised(raised)
+        return self._end()
 
     def throw(self, error: Any, /, *_: Any) -> Any:
         try:
             if self._coro is not None:
-                return self._resume(self._coro.throw, error)
+                return self._coro.throw(error)
             self._attempt.error = error  # it was cancelled before it began
+        except StopIteration as stop:
+            self._attempt.value = stop.value
+        except BaseException as raised:  # noqa: BLE001 - as above
+            self._raised(raised)
         finally:
             del error  # its traceback holds this frame: cut, so that no cycle is left to the garbage collector
         return self._end()
 
-    def _begin(self, value: Any) -> Any:
-        self._coro = self._fn(*self._args)
-        return self._coro.send(value)
-
-    def _resume(self, go_on: Callable[[Any], Any], given: Any) -> Any:
-        attempt = self._attempt
+    def _raised(self, error: BaseException) -> None:
+        self._attempt.error = error
         try:
-            return go_on(given)
-        except StopIteration as stop:
-            attempt.value = stop.value
-        except (KeyboardInterrupt, SystemExit) as raised:
-            attempt.error = raised
-            attempt.tell_later()
-            raise  # it ends the loop; if that runs again, the attempt is told
-        except BaseException as raised:  # noqa: BLE001 - whatever it is, the attempt is told
-            attempt.error = raised
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                self._attempt.tell_later()
+                raise error  # it ends the loop; if that runs again, the attempt is told
         finally:
-            del given  # as above
-        return self._end()
+            del error  # as above
 
     def _end(self) -> NoReturn:
         # Outside of the handlers above: what happens next is no consequence of what was raised.

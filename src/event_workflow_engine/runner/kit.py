@@ -122,8 +122,6 @@ class Kit:
         self.giving: Giving | None = None
         self.intercept = intercept
 
-    def doubt(self) -> OwnershipLostError | None:
-        """Why no action may begin: others may take this worker for dead, and act themselves (rule 12)."""
-        if self.is_sure():
-            return None
+    def doubt(self) -> OwnershipLostError:
+        """Why no action may begin where it is not sure: others may take this worker for dead, and act (rule 12)."""
         return OwnershipLostError(f"worker {self.worker.id!r} has had no confirmed heartbeat for too long")

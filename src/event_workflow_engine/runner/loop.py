@@ -14,14 +14,13 @@ import sys
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from contextvars import Context, copy_context
+from typing import Any, Final, NoReturn, TypeVar
 from zlib import crc32
 
-from event_workflow_engine.errors import ForeignAwaitError, NonDeterminismError, SagaEvicted
+import msgspec
 
-if TYPE_CHECKING:
-    from contextvars import Context
+from event_workflow_engine.errors import ForeignAwaitError, NonDeterminismError, SagaEvicted
 
 __all__ = ["SagaLoop"]
 
@@ -59,29 +58,24 @@ class _BodyFuture(asyncio.Future[Any]):
 class _BodyTask(asyncio.Task[Any]):
     """A task of the body: with a path, and a hash that is its number."""
 
-    __slots__ = ("_number", "children", "path", "watched")
+    __slots__ = ("_number", "watched")
 
     def __init__(self, coro: Coroutine[Any, Any, Any], loop: SagaLoop, path: str, context: Context | None) -> None:
         self._number = loop.next_number()
-        self.path = path
-        self.children = 0
-        self.watched = _Watched(coro, loop)
+        self.watched = _Watched(coro, loop, path)
         super().__init__(self.watched, loop=loop, name=path, context=context)
 
     def __hash__(self) -> int:
         return self._number
 
 
-class _Call:
+class _Call(msgspec.Struct, eq=False):
     """What `SagaLoop.call_soon` returns, an `asyncio.Handle` that has no debug mode."""
 
-    __slots__ = ("args", "callback", "context", "is_cancelled")
-
-    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context) -> None:
-        self.callback = callback
-        self.args = args
-        self.context = context
-        self.is_cancelled = False
+    callback: Callable[..., Any]
+    args: tuple[Any, ...]
+    context: Context
+    is_cancelled: bool = False
 
     def cancel(self) -> None:
         """Do not call it."""
@@ -93,22 +87,36 @@ class _Call:
 
 
 class _Watched(Coroutine[Any, Any, Any]):
-    """A coroutine that may only wait for futures of its own loop."""
+    """A task's coroutine, which may only wait for futures of its own loop.
 
-    __slots__ = ("_coro", "_loop")
+    Attributes:
+        path: The task's.
+        children: How many tasks it has made.
+    """
 
-    def __init__(self, coro: Coroutine[Any, Any, Any], loop: SagaLoop) -> None:
+    __slots__ = ("_coro", "_loop", "children", "path")
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], loop: SagaLoop, path: str) -> None:
         self._coro = coro
         self._loop = loop
+        self.path = path
+        self.children = 0
 
     def send(self, value: Any, /) -> Any:
-        awaited = self._coro.send(value)
+        loop = self._loop
+        loop.present = self
+        try:
+            awaited = self._coro.send(value)
+        finally:
+            loop.present = None
         return awaited if awaited is None else self._checked(awaited)
 
     def throw(self, error: Any, /, *_: Any) -> Any:
+        self._loop.present = self
         try:
             awaited = self._coro.throw(error)
         finally:
+            self._loop.present = None
             del error  # its traceback holds this frame: cut, so that no cycle is left to the garbage collector
         return awaited if awaited is None else self._checked(awaited)
 
@@ -122,7 +130,7 @@ class _Watched(Coroutine[Any, Any, Any]):
         while awaited is not None and getattr(awaited, "_loop", None) is not self._loop:
             if asyncio.isfuture(awaited):
                 awaited._asyncio_future_blocking = False  # noqa: SLF001 - the protocol between futures and tasks
-            awaited = self._coro.throw(self._loop.foreign(f"awaiting a {type(awaited).__name__} of another loop"))
+            awaited = self.throw(self._loop.foreign(f"awaiting a {type(awaited).__name__} of another loop"))
         return awaited
 
 
@@ -138,6 +146,7 @@ class SagaLoop(_Base):  # type: ignore[misc]
             come from it: asyncio has one set of all tasks, in which those of all sagas must not meet.
 
     Attributes:
+        present: The coroutine of the task that runs now.
         fatal: The first thing that the body did which cannot be replayed, even where the body swallowed the error.
     """
 
@@ -148,6 +157,7 @@ class SagaLoop(_Base):  # type: ignore[misc]
         self._number = crc32(name.encode(errors="surrogatepass")) << _NUMBER_BITS
         # With the coroutine, so that no other one gets its address.
         self._early: dict[int, tuple[Any, asyncio.Task[Any]]] | None = None
+        self.present: _Watched | None = None
         self.fatal: NonDeterminismError | None = None
 
     # -- for the runner ----------------------------------------------------------------------------------------------
@@ -196,8 +206,7 @@ class SagaLoop(_Base):  # type: ignore[misc]
 
     def current_path(self) -> str:
         """The path of the body's task that runs now: ``""`` for the body itself, ``"2.1"`` for a child of a child."""
-        task = asyncio.current_task(self)
-        return task.path if isinstance(task, _BodyTask) else ""
+        return "" if self.present is None else self.present.path
 
     def evict(self) -> None:
         """End every task with `SagaEvicted`, now, and leave nothing to the garbage collector.
@@ -296,10 +305,10 @@ class SagaLoop(_Base):  # type: ignore[misc]
         return None
 
     def _child(self, coro: Any, context: Context | None) -> asyncio.Task[Any]:
-        parent = asyncio.current_task(self)
-        if not isinstance(parent, _BodyTask):
-            parent = self._root
-        assert parent is not None, "only a body, which runs in the root task, makes others"
+        parent = self.present
+        if parent is None:
+            assert self._root is not None, "only a body, which runs in the root task, makes others"
+            parent = self._root.watched
         parent.children += 1
         path = f"{parent.path}.{parent.children}" if parent.path else str(parent.children)
         task = _BodyTask(coro, self, path, context)
@@ -310,7 +319,7 @@ class SagaLoop(_Base):  # type: ignore[misc]
     def create_future(self) -> asyncio.Future[Any]:
         """A future of this loop."""
         future = _BodyFuture(loop=self)
-        future.number = self.next_number()
+        future.number = self._number = self._number + 1
         return future
 
     def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> _Call:
@@ -327,9 +336,8 @@ class SagaLoop(_Base):  # type: ignore[misc]
         """Stands still: a body has no clock but durable timers."""
         return 0.0
 
-    def get_debug(self) -> bool:
-        """Never: it would time callbacks."""
-        return False
+    get_debug = bool
+    """False, always: it would time callbacks. Each future asks, so that it is no function of ours."""
 
     def is_running(self) -> bool:
         """Always, as far as its tasks can tell."""

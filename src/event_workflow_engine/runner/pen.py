@@ -40,6 +40,10 @@ def _type_of(facts: Sequence[Any]) -> str:
     return name
 
 
+def _next_warning(stored: int) -> int:
+    return (stored // LONG_HISTORY + 1) * LONG_HISTORY
+
+
 class Pen:
     """Turns facts into units that only this worker, with this fence, can write.
 
@@ -53,6 +57,7 @@ class Pen:
         "_check",
         "_inbox",
         "_kit",
+        "_long",
         "_new_rows",
         "_owned",
         "_row_state",
@@ -76,6 +81,7 @@ class Pen:
         self._new_rows: tuple[Row, ...] = ()
         self.seen = 0
         self.stored = 0
+        self._long = LONG_HISTORY
         self.undecided = 0
 
     def new(self, rows: tuple[Row, ...]) -> None:
@@ -90,6 +96,7 @@ class Pen:
     def loaded(self, *, stored: int, seen: int, state: WorkflowState) -> None:
         """The journal was folded from the store."""
         self.stored = stored
+        self._long = _next_warning(stored)
         self.seen = seen
         self._row_state = state
 
@@ -113,7 +120,10 @@ class Pen:
         appends: tuple[Append, ...] = (Append(self._stream, records, self.stored),)
         if park or journal.ended:
             appends += (Append(self._inbox, (), self.seen),)
-        rows = self._rows(journal, wake, now, park=park, waits=waits)
+        if park or journal.ended or self._new_rows or journal.state is not self._row_state:
+            rows = self._rows(journal, wake, now, park=park, waits=waits)
+        else:
+            rows, self._sent_state = self._check, self._row_state
         return Unit(unit_id, now, appends, rows, self._kit.worker)
 
     def _rows(self, journal: Journal, wake: int | None, now: int, *, park: bool, waits: str | None) -> tuple[Row, ...]:
@@ -134,16 +144,14 @@ class Pen:
         if self._new_rows:
             index, *others = self._new_rows
             return (Row(index.table, index.op, index.key, {**index.values, **values}), *others)
-        if values:
-            return (Row("sagas", "update", (self._saga_id,), values, self._owned),)
-        return self._check
+        return (Row("sagas", "update", (self._saga_id,), values, self._owned),)
 
     def written(self, facts: list[Any]) -> None:
         """The unit of `facts` is on disk."""
         self._new_rows = ()
-        before = self.stored
         self.stored += len(facts)
-        if self.stored // LONG_HISTORY > before // LONG_HISTORY:
+        if self.stored >= self._long:
+            self._long = _next_warning(self.stored)
             _log.warning("saga %r has %d events, and each is read whenever it comes back to memory: have its code "
                          "start a saga for what comes next, and end", self._saga_id, self.stored)  # fmt: skip
         self._row_state = self._sent_state

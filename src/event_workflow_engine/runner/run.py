@@ -220,7 +220,7 @@ class SagaRun:
                 self._obey_other(command)
             elif not isinstance(command, SetTimer) or command.timer not in replay.timers:
                 replay.loose.append(command)
-        if replay is None:
+        if replay is None and not self.journal.open_steps:
             self.conclude()
 
     def _obey_other(self, command: Command) -> None:
@@ -429,7 +429,8 @@ class SagaRun:
             self.kit.host.run_parked(self)
         else:
             self._act()
-            self.flush()
+            if self._facts or not self._attempts or self.journal.timed or self._alarm is not None:
+                self.flush()
 
     def _not_written(self, facts: list[Any], error: BaseException) -> None:
         inbox = isinstance(error, VersionConflictError) and error.stream == inbox_stream(self.saga_id)
@@ -461,8 +462,8 @@ class SagaRun:
             begin = [step for step in begin if not self._calls[step].spec.repeatable]
             if not begin:
                 return
-        if (doubt := self.kit.doubt()) is not None:
-            self.lose(doubt)
+        if not self.kit.is_sure():
+            self.lose(self.kit.doubt())
             return
         if self._rollback is not None and not self.draining:
             self._rollback.launch_boarded()

@@ -164,7 +164,9 @@ class GroupCommitter:
         if refusal is not None:
             self._loop.call_soon(told, refusal)
         else:
-            self._enqueue((unit, told))
+            self._queue.append((unit, told))
+            if not self._busy:
+                self._schedule()
 
     def _enqueue(self, entry: _Entry) -> None:
         self._queue.append(entry)
@@ -366,7 +368,9 @@ class GroupCommitter:
             if isinstance(told, asyncio.Future):
                 continue
             try:
-                _guarded(told, _answer(verdict))
+                told(_answer(verdict) if verdict.__class__ is Repeated else verdict)  # type: ignore[arg-type]
+            except Exception as error:  # noqa: BLE001 - as when a hook raises
+                _report(told, error)
             except BaseException:
                 # The loop is about to stop; if it runs again, the others still have to be told.
                 for (_, other), its_verdict in settled:
@@ -419,15 +423,16 @@ def _answer(verdict: Verdict) -> Written | Exception:
 
 def _fitting(batch: Sequence[_Entry]) -> int:
     """How many of the first entries have no more payload together than a batch may have; one always fits."""
-    size = 0
-    for place, (unit, _) in enumerate(batch):
+    size = place = 0
+    for unit, _ in batch:
         if unit is not None:
             for append in unit.appends:
                 for record in append.records:
                     size += len(record.data)
-        if size > BATCH_BYTES and place:
-            return place
-    return len(batch)
+            if size > BATCH_BYTES and place:
+                return place
+        place += 1
+    return place
 
 
 def _withdrawn(entry: _Entry) -> bool:
@@ -439,9 +444,13 @@ def _guarded(call: Callable[..., None], *args: Any) -> None:
     try:
         call(*args)
     except Exception as error:  # noqa: BLE001 - what listens must not break what is written
-        asyncio.get_running_loop().call_exception_handler(
-            {"message": f"{call!r} raised when told of a commit; the commit stands", "exception": error}
-        )
+        _report(call, error)
+
+
+def _report(call: Callable[..., None], error: Exception) -> None:
+    asyncio.get_running_loop().call_exception_handler(
+        {"message": f"{call!r} raised when told of a commit; the commit stands", "exception": error}
+    )
 
 
 def _added(listeners: list[T], listener: T) -> Callable[[], None]:

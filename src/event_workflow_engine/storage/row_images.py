@@ -25,7 +25,8 @@ Key = tuple[Any, ...]
 _TYPES: Final[dict[str, type]] = {"text": str, "integer": int, "blob": bytes, "real": float}
 _MAX_KEY_CHARACTERS: Final = MAX_NAME_BYTES // 4
 _MAX_KEY_BYTES: Final = MAX_NAME_BYTES + 50  # the engine's own keys may hold a name and a few characters before it
-_INT64: Final = range(-(2**63), 2**63)
+_INT64_MIN: Final = -(2**63)
+_INT64_MAX: Final = 2**63 - 1
 
 
 class Shape:
@@ -37,7 +38,7 @@ class Shape:
         width: How many columns the key has.
     """
 
-    __slots__ = ("_index", "_key_types", "_nulls", "_types", "columns", "name", "width")
+    __slots__ = ("_fields", "_index", "_key_types", "_nulls", "_types", "columns", "name", "width")
 
     def __init__(self, table: Table) -> None:
         self.name = table.name
@@ -49,6 +50,7 @@ class Shape:
         self._types = tuple(_TYPES[kind] for kind in table.columns.values())
         self._key_types = self._types[: self.width]
         self._nulls = (None,) * (len(self.columns) - self.width)
+        self._fields: dict[tuple[str, ...], tuple[tuple[int, type], ...]] = {}
 
     def key(self, key: Key) -> Key:
         """`key` with values as the store keeps them.
@@ -116,24 +118,42 @@ class Shape:
     def _require(self, image: Image, row: Row) -> None:
         index = self._index
         for column, value in row.where.items():
-            actual = image[index[column] if column in index else self.place(column)]
+            try:
+                actual = image[index[column]]
+            except KeyError:
+                actual = image[self.place(column)]  # which says what is wrong
             # A NULL equals nothing but None, as in SQL's IS.
             if actual != value:
                 raise RowConflictError(self.name, row.key, f"{column} = {value!r}, it is {actual!r}")
 
     def _with(self, image: Image, values: Mapping[str, Any]) -> Image:
         new = list(image)
-        index, types = self._index, self._types
-        for column, value in values.items():
-            place = index[column] if column in index else self.place(column)
-            if place < self.width:
-                raise DefinitionError(f"table {self.name!r}: {column!r} is of the key and cannot be set")
+        columns = tuple(values)
+        fields = self._fields.get(columns)
+        if fields is None:
+            fields = self._set_of(columns)
+        for (place, wanted), value in zip(fields, values.values(), strict=True):
+            kind: type = value.__class__
             # Most values are stored as they are; the rest is for `_stored` to say.
-            if value is None or (value.__class__ is types[place] is str and value.isascii()):
+            if value is None or (
+                kind is wanted
+                and (value.isascii() if kind is str else kind is int and _INT64_MIN <= value <= _INT64_MAX)
+            ):
                 new[place] = value
             else:
                 new[place] = self._stored(place, value)
         return tuple(new)
+
+    def _set_of(self, columns: tuple[str, ...]) -> tuple[tuple[int, type], ...]:
+        """Places and types of columns that an operation sets; kept, for there are few such sets."""
+        places = [self.place(column) for column in columns]
+        for place in places:
+            if place < self.width:
+                raise DefinitionError(
+                    f"table {self.name!r}: {columns[places.index(place)]!r} is of the key and cannot be set"
+                )
+        fields = self._fields[columns] = tuple((place, self._types[place]) for place in places)
+        return fields
 
     def _of_key(self, place: int, value: Any) -> Any:
         """`value` as the column of the key keeps it: what every backend can look up."""
@@ -157,7 +177,7 @@ class Shape:
             if isinstance(value, str) and (value.isascii() or _is_utf8(value)):
                 return value if type(value) is str else str.__str__(value)
         elif wanted is int:
-            if isinstance(value, int) and value in _INT64:
+            if isinstance(value, int) and _INT64_MIN <= value <= _INT64_MAX:
                 return int(value)
         elif isinstance(value, wanted):
             return value

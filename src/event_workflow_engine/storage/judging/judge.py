@@ -132,18 +132,22 @@ class Judge(ABC):
         for append in unit.appends:
             stream = append.stream
             head = moved[stream] if stream in moved else heads[stream]
+            before = head[1]
             expected = append.expected
-            if expected != head[1] and expected != ANY_VERSION:
-                check_version(append, head[1])
-            if append.records:
-                moved[stream] = self._append(unit, stream, append.records, head, len(appended))
-                version = moved[stream][1]
-                appended += (Appended(stream, version, self._position, version - head[1]),)
-        if unit.rows or (self._folder is not None and appended):
-            self._change_rows(unit, mark, moved)
+            if expected != before and expected != ANY_VERSION:  # noqa: PLR1714 - a tuple made for each unit costs more
+                check_version(append, before)
+            if records := append.records:
+                head = moved[stream] = self._append(unit, stream, records, head, len(appended))
+                appended += (Appended(stream, head[1], self._position, head[1] - before),)
+        if self._folder is not None and appended:
+            self._change_and_fold(self._folder, unit, mark, moved)
+        elif unit.rows:
+            changes: Changes = {}
+            self._rows.apply(unit.rows, changes)
+            if changes:
+                self._rows.keep(changes)
         for stream, head in moved.items():
-            if stream not in self._moved:
-                self._moved[stream] = heads[stream]
+            self._moved.setdefault(stream, heads[stream])
             heads[stream] = head
         written = Written(unit.id, appended)
         if not appended:
@@ -158,12 +162,11 @@ class Judge(ABC):
         What is not plain is for `check_unit` to name.
         """
 
-    def _change_rows(self, unit: Unit, mark: int, moved: dict[str, Head]) -> None:
+    def _change_and_fold(self, folder: InlineFolder, unit: Unit, mark: int, moved: dict[str, Head]) -> None:
         changes: Changes = {}
         self._rows.apply(unit.rows, changes)
-        if self._folder is not None and len(self._records) > mark:
-            records = self._records_since(mark, moved)
-            self._rows.apply(self._folded(self._folder, unit, records, RowView(self._rows, changes)), changes)
+        records = self._records_since(mark, moved)
+        self._rows.apply(self._folded(folder, unit, records, RowView(self._rows, changes)), changes)
         self._rows.keep(changes)
 
     @abstractmethod

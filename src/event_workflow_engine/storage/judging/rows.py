@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.judging.caches import Cache
     from event_workflow_engine.storage.port import Row, Unit, WorkerRef
 
-__all__ = ["ABSENT", "Changes", "RowChanges", "RowView"]
+__all__ = ["ABSENT", "Changes", "RowChanges", "RowView", "undeclared"]
 
 Changes = dict[tuple[str, Key], Image | None]
 """What one unit did so far: images by table and key."""
@@ -39,14 +39,21 @@ class RowChanges(ABC):
         Raises:
             DefinitionError: A table is not declared, or a key does not fit its table.
         """
-        workers = self._rows["workers"]
         wanted: dict[str, dict[Key, None]] = {}
+        workers: dict[str, None] = {}
+        caches = self._rows
         for unit in units:
             for row in unit.rows:
-                if row.key not in self._cache(row).young and not SHAPES[row.table].overwrites(row):
+                cache = caches.get(row.table)
+                if cache is None:
+                    raise undeclared(row)
+                if row.key not in cache.young and not SHAPES[row.table].overwrites(row):
                     wanted.setdefault(row.table, {})[row.key] = None
-            if unit.worker is not None and (unit.worker.id,) not in workers.young:
-                wanted.setdefault("workers", {})[(unit.worker.id,)] = None
+            if unit.worker is not None:
+                workers[unit.worker.id] = None
+        for worker in workers:
+            if (worker,) not in caches["workers"].young:
+                wanted.setdefault("workers", {})[(worker,)] = None
         for table, keys in wanted.items():
             if unknown := self._rows[table].missing(keys):
                 self._fetch(table, unknown)
@@ -79,12 +86,15 @@ class RowChanges(ABC):
         """
         for row in rows:
             table, key = row.table, row.key
+            shape = SHAPES.get(table)
+            if shape is None:
+                raise undeclared(row)
             image = changes.get((table, key), ABSENT) if changes else ABSENT
             if image is ABSENT:
-                image = self._cache(row).young.get(key, ABSENT)
+                image = self._rows[table].young.get(key, ABSENT)
                 if image is ABSENT:
-                    image = None if SHAPES[table].overwrites(row) else self.image(table, key)
-            new = SHAPES[table].apply(image, row)
+                    image = None if shape.overwrites(row) else self.image(table, key)
+            new = shape.apply(image, row)
             if new is not image:
                 changes[table, key] = new
 
@@ -101,11 +111,10 @@ class RowChanges(ABC):
     def _fetch(self, table: str, raw_keys: Iterable[Key]) -> None:
         """Have the rows of those keys in the cache, ``None`` for those that there are not."""
 
-    def _cache(self, row: Row) -> Cache[Key, Image | None]:
-        cache = self._rows.get(row.table)
-        if cache is None:
-            raise DefinitionError(f"no table {row.table!r} is declared")
-        return cache
+
+def undeclared(row: Row) -> DefinitionError:
+    """Why an operation on a table that is none of ours is refused."""
+    return DefinitionError(f"no table {row.table!r} is declared")
 
 
 class RowView:

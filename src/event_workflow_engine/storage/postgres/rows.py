@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine.storage.judging.caches import StoreCache, by_table
-from event_workflow_engine.storage.judging.rows import ABSENT, Changes, RowChanges
+from event_workflow_engine.storage.judging.rows import ABSENT, Changes, RowChanges, undeclared
 from event_workflow_engine.storage.postgres.wanted import NotFetchedError, Wanted
 from event_workflow_engine.storage.row_images import SHAPES, Image, Key
 
@@ -84,7 +84,9 @@ class VersionedRows(RowChanges):
         workers = self._rows["workers"]
         for unit in units:
             for row in unit.rows:
-                cache = self._cache(row)
+                cache = self._rows.get(row.table)
+                if cache is None:
+                    raise undeclared(row)
                 if row.key in cache.young or not cache.missing((row.key,)) or SHAPES[row.table].overwrites(row):
                     continue
                 key = SHAPES[row.table].key(row.key)

@@ -115,9 +115,9 @@ class Batch(Judge):
         records, position, at = self._records, self._position, unit.at
         part = place + 1 if place else 0
         for record in new:
-            count = record.count
             if not is_plain(record) or (not part and record.id != unit.id):
                 check_unit(unit)
+            count = record.count
             version += count
             position += count
             metadata = record.metadata
