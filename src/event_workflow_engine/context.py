@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RUNTIME",
+    "Appending",
     "CompensationContext",
     "Heart",
     "Runtime",
@@ -118,13 +119,23 @@ class Session(Protocol):
         ...
 
 
+class Appending(Protocol):
+    """Makes what is to be appended to a stream, beside the step's record."""
+
+    def __call__(self, stream: str, events: Any, metadata: Mapping[str, Any] | None, /) -> Any:
+        """Checks all of it. Raises as `StepTransaction.append` does."""
+        ...
+
+
 class StepTransaction:
     """The transaction of a transactional step. Parameters are ``:name``. Ends with the action."""
 
-    __slots__ = ("_session",)
+    __slots__ = ("_appending", "_appends", "_session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, appending: Appending) -> None:
         self._session = session
+        self._appending: Appending | None = appending
+        self._appends: list[Any] = []
 
     async def execute(self, sql: str, /, **params: Any) -> int:
         """Run a statement.
@@ -141,6 +152,31 @@ class StepTransaction:
     async def fetch(self, sql: str, /, **params: Any) -> list[dict[str, Any]]:
         """Run a query; all its rows. Raises as `execute` does."""
         return await self._session.fetch(sql, params)
+
+    async def append(self, stream: str, events: Any, /, *, metadata: Mapping[str, Any] | None = None) -> None:
+        """Append events to a stream, whatever version it has then, with the record that the step has succeeded.
+
+        So they are in the log exactly once, whatever crashes, or never, where the action raises afterwards. Nobody sees
+        them before.
+
+        Args:
+            stream: As in `EventStore.append`.
+            events: An event or a sequence of them. They get their ids here.
+            metadata: For all these events.
+
+        Raises:
+            DefinitionError: As in `EventStore.append`; an event has an id of its own; or the action has ended.
+            NotRegisteredError: An event's type is not registered.
+            EncodeError: A payload cannot be written as JSON, or not be read back as its type.
+        """
+        if self._appending is None:
+            raise DefinitionError(f"stream {stream!r}: the step's transaction has ended, and takes no more events")
+        self._appends.append(self._appending(stream, events, metadata))
+
+    def end(self) -> list[Any]:
+        """For the engine: the action has ended; what it has appended."""
+        self._appending = None
+        return self._appends
 
     @property
     def connection(self) -> Any:

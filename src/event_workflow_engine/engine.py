@@ -161,6 +161,7 @@ class WorkflowEngine:
             is_sure=liveness.is_sure,
             context=context,
             host=self._keeper,
+            appending=self.store.beside,
             intercept=self._intercept,
         )
         alarms.start()

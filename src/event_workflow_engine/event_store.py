@@ -203,6 +203,24 @@ class EventStore:
             )
         return Unit(records[0].id, self.now(), (Append(stream, records, expected),), rows, None, strict)
 
+    def beside(self, stream: str, events: Any, metadata: Mapping[str, Any] | None = None) -> Append:
+        """An append to go with a unit of somebody else's, which lands once: whatever version the stream has then.
+
+        Raises:
+            DefinitionError: As in `append`; or an event has an id of its own, which might be taken when it is too late.
+            NotRegisteredError: An event's type is not registered.
+            EncodeError: A payload cannot be written as JSON, or not be read back as its type.
+        """
+        for event in self.serializer.listed(events):
+            if type(event) is NewEvent and event.id is not None:
+                raise DefinitionError(
+                    f"event {event.type!r} has the id {event.id!r}: what is appended in a transaction gets its id "
+                    "there, and is in the log once without; leave the id out"
+                )
+        records, _ = self.prepare(events, metadata)
+        (append,) = self.unit(stream, records, ANY_VERSION).appends
+        return append
+
     def _expected(self, version: ExpectedVersion) -> int:
         if version == "any":
             return ANY_VERSION

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from event_workflow_engine.codecs import Codec
+    from event_workflow_engine.context import Appending
     from event_workflow_engine.runner.run import SagaRun
     from event_workflow_engine.saga import StepSpec
     from event_workflow_engine.storage.port import Storage, WorkerRef
@@ -77,6 +78,7 @@ class Kit:
     __slots__ = (
         "actions",
         "alarms",
+        "appending",
         "clock",
         "codec",
         "context",
@@ -105,6 +107,7 @@ class Kit:
         is_sure: Callable[[], bool],
         context: Context,
         host: Host,
+        appending: Appending,
         intercept: Interceptor | None = None,
     ) -> None:
         self.storage = storage
@@ -119,6 +122,7 @@ class Kit:
         self.is_sure = is_sure
         self.context = context
         self.host = host
+        self.appending = appending
         self.giving: Giving | None = None
         self.intercept = intercept
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from event_workflow_engine import history as h
 from event_workflow_engine.context import StepTransaction
 from event_workflow_engine.errors import EngineStateError, StorageError, StorageUnavailableError
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.runner.commands import StartStep
     from event_workflow_engine.runner.execution import Attempt
     from event_workflow_engine.runner.run import SagaRun
-    from event_workflow_engine.storage.port import SqlSession, Unit, Written
+    from event_workflow_engine.storage.port import Append, SqlSession, Unit, Written
 
 __all__ = ["TransactionalAction"]
 
@@ -78,7 +80,7 @@ class TransactionalAction:
 
         async def work(session: SqlSession) -> Unit:
             try:
-                transaction = StepTransaction(session)
+                transaction = StepTransaction(session, self._run.kit.appending)
                 self._context.enter(transaction)
                 first = () if self._command.args is None else (transaction,)  # called in a body: its arguments follow
                 value = await self._action(*first, *args)
@@ -86,7 +88,7 @@ class TransactionalAction:
             except BaseException as error:
                 self._raised = error
                 raise
-            return await self._settle(value)
+            return await self._settle(value, tuple(transaction.end()))
 
         job = asyncio.ensure_future(self._run.kit.storage.transact(work))
         while not job.done():
@@ -106,8 +108,8 @@ class TransactionalAction:
             return error
         raise error
 
-    async def _settle(self, value: Any) -> Unit:
-        """The action has returned: the unit that says so."""
+    async def _settle(self, value: Any, appends: tuple[Append, ...]) -> Unit:
+        """The action has returned: the unit that says so, and appends what it wanted to."""
         run, step = self._run, self._command.step
         fact, read_back = self._record(run, self._command, value)
         if isinstance(fact, h.StepUnknown):
@@ -122,4 +124,4 @@ class TransactionalAction:
         unit = run.next_unit()
         assert unit is not None, f"step {step!r} has just been recorded"
         self._success = fact, read_back
-        return unit
+        return structs.replace(unit, appends=unit.appends + appends) if appends else unit
