@@ -29,7 +29,7 @@ from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.saga import Saga
 from event_workflow_engine.storage.port import Row, Unit
 from event_workflow_engine.tasks import ScheduledTask, StoredTask, Task, read_task
-from event_workflow_engine.triggers import check_cron, check_interval, next_cron, next_interval
+from event_workflow_engine.triggers import check_cron, check_interval, next_cron, next_interval, rule_in_words
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -341,16 +341,20 @@ class WorkflowScheduler:
     async def trigger(self, id: str) -> None:  # noqa: A002 - the contract's name
         """Run a task now, besides its schedule, which stays as it is.
 
+        Where this process is no worker, or has not registered what the task runs, it is left as a task of its own,
+        which is due at once, to a worker that has.
+
         Raises:
-            NotRegisteredError: There is none, or what it runs is not registered here.
+            NotRegisteredError: There is none.
         """
         row = await self._storage.get("schedules", (id,))
         if row is None:
             raise NotRegisteredError(f"there is no scheduled task {id!r}")
-        if not self._runnable(row):
-            task = read_task(row["task"])
-            raise NotRegisteredError(f"task {id!r} cannot run here: {task.kind} {task.name!r} is not registered")
         now = self._now()
+        if not self._worker or not self._runnable(row):
+            once = {"kind": "once", "spec": "{}", "task": row["task"], "next_run": now, "paused": 0, "created_at": now}
+            await self._write(Row("schedules", "insert", (f"{id}/{uuid7()}",), once))
+            return
         slot = now
         while True:
             claim = Row("slots", "insert", (id, slot), {"worker": self._worker, "fired_at": now, "done": 0})
@@ -366,7 +370,13 @@ class WorkflowScheduler:
         """All tasks that are still to run, by id."""
         rows = await self._storage.query("schedules_all")
         return [
-            ScheduledTask(row["id"], Task(read_task(row["task"])), from_micros(row["next_run"]), bool(row["paused"]))
+            ScheduledTask(
+                row["id"],
+                Task(read_task(row["task"])),
+                from_micros(row["next_run"]),
+                bool(row["paused"]),
+                rule_in_words(row["kind"], _read_spec(row["spec"])),
+            )
             for row in rows
             if row["next_run"] is not None
         ]

@@ -93,9 +93,11 @@ class ScheduledTask(msgspec.Struct, frozen=True):
         task: What it runs.
         next_run: When it is due next, aware, in UTC.
         paused: Whether it waits for `resume`.
+        rule: When it runs, in words: ``once``, ``every 300 s``, ``0 2 * * * in Europe/Amsterdam``.
     """
 
     id: str
     task: Task
     next_run: datetime
     paused: bool
+    rule: str = "once"

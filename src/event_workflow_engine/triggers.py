@@ -10,10 +10,10 @@ from event_workflow_engine.clock import Duration, from_micros, seconds, to_micro
 from event_workflow_engine.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from zoneinfo import ZoneInfo
 
-__all__ = ["check_cron", "check_interval", "next_cron", "next_interval"]
+__all__ = ["check_cron", "check_interval", "next_cron", "next_interval", "rule_in_words"]
 
 _MICROS: Final = 1_000_000
 _LONGEST: Final = 100 * 366 * 24 * 3600.0
@@ -44,6 +44,24 @@ def next_interval(start: int, interval: int, after: int) -> int:
     if after < start:
         return start
     return start + ((after - start) // interval + 1) * interval
+
+
+def rule_in_words(kind: str, spec: Mapping[str, Any]) -> str:
+    """When a task runs, as it is told to people.
+
+    Args:
+        kind: ``once``, ``every`` or ``cron``.
+        spec: The rule as it is stored.
+
+    Example:
+        >>> rule_in_words("every", {"interval": 90_000_000})
+        'every 90 s'
+        >>> rule_in_words("cron", {"expression": "0 2 * * *", "tz": "Europe/Amsterdam"})
+        '0 2 * * * in Europe/Amsterdam'
+    """
+    if kind == "every":
+        return f"every {spec['interval'] / _MICROS:g} s"
+    return f"{spec['expression']} in {spec['tz']}" if kind == "cron" else "once"
 
 
 def check_cron(expression: str, zone: str) -> None:

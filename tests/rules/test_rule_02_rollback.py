@@ -86,3 +86,19 @@ async def test_rule_02_a_step_without_compensation_is_reported_as_skipped(lab: L
             await engine.execute(saga)
     assert failure.value.report.skipped == ("log",)
     assert failure.value.failed_step == "refuse"
+
+
+async def test_rule_02_the_log_tells_in_one_line_why_a_saga_was_not_done(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse() -> None:
+        raise ValueError("no room\nat all " + "x" * 600)
+
+    refused = Saga("refused", [SagaStep("ask", refuse)])
+    with caplog.at_level("INFO", "event_workflow_engine.runner"):
+        async with lab.engine(refused) as engine:
+            with pytest.raises(SagaFailedError):
+                await engine.execute(refused, id="r-1")
+    (line,) = [record.getMessage() for record in caplog.records if "ended as" in record.getMessage()]
+    assert line.startswith("saga 'r-1' ended as FAILED in step 'ask': ValueError: no room at all xxx")
+    assert line.endswith("x…")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cyclopts import App, CycloptsError
 
-from event_workflow_engine.cli import bench, db, projection, queue, run, stream, worker
+from event_workflow_engine.cli import bench, db, projection, queue, run, schedule, stream, worker
 from event_workflow_engine.cli.demo import command as demo
 from event_workflow_engine.cli.output import clean
 from event_workflow_engine.errors import WorkflowError
@@ -36,7 +36,7 @@ app: Final = App(name="ewe", help="Run sagas, look at them, and speak to them.",
 app.command(demo.demo, name="demo")
 app.command(worker.worker, name="worker")
 app.command(bench.bench, name="bench")
-for group in (run.app, queue.app, stream.app, projection.app, db.app):
+for group in (run.app, queue.app, schedule.app, stream.app, projection.app, db.app):
     app.command(group)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.journal import Journal
     from event_workflow_engine.saga import Saga
 
-__all__ = ["conclude"]
+__all__ = ["conclude", "ended_as"]
 
 _KINDS = {"failed": SagaFailedError, "cancelled": SagaCancelledError, "timeout": SagaTimeoutError}
 
@@ -54,18 +54,24 @@ def conclude(
         raise _standing(journal) from _standing_cause(journal)
     failure = journal.failure
     kind = SagaCancelledError if failure is None else _KINDS.get(failure.kind, SagaFailedError)
-    step = None if failure is None else failure.failed_step
-    why = "it was cancelled" if failure is None else f"{failure.error_type}: {failure.message}"
-    if failure is None and journal.cancel_requested is not None and journal.cancel_requested.reason:
-        why = f"it was cancelled: {journal.cancel_requested.reason}"
-    blame = f" in step {step!r}" if step else ""
     raise kind(
-        f"saga {saga_id!r} ended as {state}{blame}: {why}",
+        ended_as(journal),
         saga_id=saga_id,
         status=state,
-        failed_step=step,
+        failed_step=None if failure is None else failure.failed_step,
         report=journal.report,
     ) from cause
+
+
+def ended_as(journal: Journal) -> str:
+    """How a saga ended that was not done, and why."""
+    failure, requested = journal.failure, journal.cancel_requested
+    blame = "" if failure is None or not failure.failed_step else f" in step {failure.failed_step!r}"
+    if failure is not None:
+        why = f"{failure.error_type}: {failure.message}"
+    else:
+        why = "it was cancelled" + (f": {requested.reason}" if requested is not None and requested.reason else "")
+    return f"saga {journal.saga_id!r} ended as {journal.state}{blame}: {why}"
 
 
 def _result(journal: Journal, saga: Saga[Any, Any] | None, codec: Codec, results: Mapping[str, Any] | None) -> Any:

@@ -11,7 +11,7 @@ import msgspec
 
 from event_workflow_engine.errors import EngineStateError, SagaNotFoundError, StorageError
 from event_workflow_engine.journal import Journal, saga_stream
-from event_workflow_engine.runner.conclusion import conclude
+from event_workflow_engine.runner.conclusion import conclude, ended_as
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
@@ -22,11 +22,19 @@ if TYPE_CHECKING:
     from event_workflow_engine.runner.run import SagaRun
     from event_workflow_engine.saga import Saga
 
-__all__ = ["Ends"]
+__all__ = ["Ends", "log_undone"]
 
 _log: Final = logging.getLogger("event_workflow_engine.runner")
 _PAGE: Final = 1000
 _BACK_OFF_S: Final = 0.5
+_LONGEST: Final = 500  # characters of a line in the log
+
+
+def log_undone(run: SagaRun) -> None:
+    """Say in one line why a saga that has ended was not done."""
+    if run.journal.state is not WorkflowState.COMPLETED and _log.isEnabledFor(logging.INFO):
+        text = " ".join(ended_as(run.journal).split())
+        _log.info("%s", text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
 
 class Ends:

@@ -28,7 +28,7 @@ from event_workflow_engine.runner.admission import Admission
 from event_workflow_engine.runner.balance import Tolerance
 from event_workflow_engine.runner.balancing import Balancer
 from event_workflow_engine.runner.codeless import CodeWatch
-from event_workflow_engine.runner.ends import Ends
+from event_workflow_engine.runner.ends import Ends, log_undone
 from event_workflow_engine.runner.handover import frees, leave
 from event_workflow_engine.runner.leaving import threads
 from event_workflow_engine.runner.resume import resume
@@ -264,6 +264,7 @@ class SagaKeeper:
 
     def run_ended(self, run: SagaRun) -> None:
         """See `Host.run_ended`."""
+        log_undone(run)
         self._drop(run)
         self.ends.reached(run.saga_id, run)
 
