@@ -84,13 +84,15 @@ class Intake:
         """Look now, and when somebody else has committed."""
         self._came = asyncio.Event()
         self._came.set()
-        self._removers = [self._storage.add_commit_hook(self._committed), self._storage.add_bell(self._rung)]
+        if self._storage.stages:
+            self._listen()
         self._task = asyncio.create_task(self._look_for_ever(), name="ewe-intake")
 
     async def stop(self) -> None:
         """Look no longer."""
         for remove in self._removers:
             remove()
+        self._removers = []
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -99,6 +101,9 @@ class Intake:
     def look(self) -> None:
         """Look now: this process has put something there to be tried again."""
         self._came.set()
+
+    def _listen(self) -> None:
+        self._removers = [self._storage.add_commit_hook(self._committed), self._storage.add_bell(self._rung)]
 
     def _committed(self, _: object) -> None:
         self._own_commit = True
@@ -113,6 +118,8 @@ class Intake:
             await self._came.wait()
             self._came.clear()
             try:
+                if not self._removers and await self._storage.query("staged_refused", after="", limit=1):
+                    self._listen()  # it came with a copy of another store, and somebody else may have it tried again
                 while rows := await self._storage.query("staged_page", after="", limit=_BATCH):
                     await self._move(rows)
             except StorageError as error:

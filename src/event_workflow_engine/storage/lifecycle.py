@@ -44,6 +44,8 @@ class GroupedStorage(ABC):
     """
 
     url: str
+    stages: bool = False
+    """See `Storage.stages`."""
     rewinds: list[tuple[int, int]]
     """See `Storage.rewinds`."""
 

@@ -288,6 +288,8 @@ class Storage(Protocol):
     """
 
     url: str
+    stages: bool
+    """Whether `stage` can be asked for."""
 
     @property
     def rewinds(self) -> Sequence[tuple[int, int]]:

@@ -59,6 +59,8 @@ class PostgresStorage(GroupedStorage):
         DefinitionError: The URL is malformed.
     """
 
+    stages = True
+
     def __init__(self, url: str, *, auto_upgrade: bool = False) -> None:
         self.address = Address.of(url)
         super().__init__(self.address.shown)
