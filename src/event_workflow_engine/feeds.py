@@ -58,11 +58,14 @@ class Bell:
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - it returns, and raises nothing
         """Wait for a ring since the last, or for some seconds; whether it rang."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._rang.wait()
-        except TimeoutError:
-            return False
+        if timeout is None:
+            await self._rang.wait()
+        elif not self._rang.is_set():
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._rang.wait()
+            except TimeoutError:
+                return False
         self._rang.clear()
         return True
 

@@ -406,13 +406,15 @@ class WorkflowScheduler:
     async def _sleep(self, until: int | None) -> None:
         """Until then, or until something was committed."""
         assert self._bell is not None
-        rang = asyncio.ensure_future(self._bell.wait())
-        waits: set[asyncio.Future[Any]] = {rang}
-        if until is not None:
-            waits.add(asyncio.ensure_future(self._clock.sleep_until(from_micros(until))))
+        waits: list[asyncio.Future[Any]] = []
         self._asleep = True
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if until is None:
+                await self._bell.wait()
+            else:
+                sleep = self._clock.sleep_until(from_micros(until))
+                waits = [asyncio.ensure_future(self._bell.wait()), asyncio.ensure_future(sleep)]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._asleep = False
             for wait in waits:

@@ -123,11 +123,11 @@ class Balancer:
     async def _look_for_ever(self) -> None:
         while True:
             quick = self._lacks or self._quick_rounds > 0
+            alarm = self._kit.loop.call_later(self._tolerance.quick if quick else self._tolerance.slow, self._came.set)
             try:
-                async with asyncio.timeout(self._tolerance.quick if quick else self._tolerance.slow):
-                    await self._came.wait()
-            except TimeoutError:
-                pass
+                await self._came.wait()
+            finally:
+                alarm.cancel()
             self._came.clear()
             self._quick_rounds = max(0, self._quick_rounds - 1)
             try:
