@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.testing.simulation.world import Report
 
-_SHARE = 50
+_SHARE = 10
 """Seeds that a process is given at a time."""
 
 _PROGRAM = "python -m event_workflow_engine.testing.simulation"

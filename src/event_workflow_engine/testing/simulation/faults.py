@@ -60,19 +60,19 @@ class Link:
         self.errors: dict[int, str] = {}
         self.calls = 0
         self.met = 0
-        self._chance = chance
+        self._draw = chance.random
 
     def latency(self) -> float:
         """Of one message."""
-        return self.weather.latency * 2 * self._chance.random()
+        return self.weather.latency * 2 * self._draw()
 
     def happens(self, likelihood: float) -> bool:
         """Whether something of that likelihood happens now."""
-        return likelihood > 0 and self._chance.random() < likelihood
+        return likelihood > 0 and self._draw() < likelihood
 
     def between(self, least: float, most: float) -> float:
         """Some seconds."""
-        return least + (most - least) * self._chance.random()
+        return least + (most - least) * self._draw()
 
     def fate(self, *, commits: bool) -> str:
         """What becomes of the next call: arrives, slow, refused, lost or late."""
@@ -80,13 +80,13 @@ class Link:
         if self.calls in self.errors:
             self.met += 1
             return self.errors[self.calls]
-        weather = self.weather
-        if self.happens(weather.refused):
+        weather, draw = self.weather, self._draw
+        if weather.refused and draw() < weather.refused:
             return "refused"
         if commits:
-            if self.happens(weather.lost_answer):
+            if weather.lost_answer and draw() < weather.lost_answer:
                 return "lost"
-            return "late" if self.happens(weather.late_commit) else "arrives"
-        if self.happens(weather.lost_read):
+            return "late" if weather.late_commit and draw() < weather.late_commit else "arrives"
+        if weather.lost_read and draw() < weather.lost_read:
             return "lost"
-        return "slow" if self.happens(weather.slow_read) else "arrives"
+        return "slow" if weather.slow_read and draw() < weather.slow_read else "arrives"

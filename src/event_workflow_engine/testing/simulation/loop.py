@@ -8,45 +8,55 @@ nothing of it runs ever again, no ``finally`` either.
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections import deque
+from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
+from heapq import heappop, heappush
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from event_workflow_engine.errors import WorkflowError
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
 __all__ = ["WORLD", "Process", "SimulatedLoop", "StalledError", "process_here"]
 
-_MASK: Final = (1 << 64) - 1
-_PRIME: Final = 0x100000001B3
+_ready: Final = attrgetter("ready")
 
 
 class StalledError(WorkflowError):
     """It does not go on, or does not end."""
 
 
-_process: ContextVar[Process | None] = ContextVar("ewe_simulated_process", default=None)
+_process: ContextVar[Process] = ContextVar("ewe_simulated_process")
 
 
 class Process:
-    """What runs together, freezes together and dies together. Its callbacks are told by their context."""
+    """What runs together, freezes together and dies together. Its callbacks are told by their context.
+
+    Attributes:
+        ready: What may run now, in order: nothing of a process that is frozen.
+        take: Takes what is to run next.
+        holds: What code of its own finds here, as it would among its module's globals.
+        remains: What would have run: kept, for what is collected runs its ``finally``, and at any time.
+    """
 
     def __init__(self, name: str, number: int) -> None:
         self.name = name
         self.number = number
-        self.ready: deque[Any] = deque()
-        self.frozen = False
+        self._queue: deque[Any] = deque()
+        self.ready = self._queue
+        self.take: Callable[[Any], None] = self._queue.append
         self.dead = False
         self.context = Context()
         self.context.run(_process.set, self)
         self.holds: dict[tuple[str, str], Any] = {}
-        """What code of its own finds here, as it would among its module's globals."""
         self.remains: list[Any] = []
-        """What would have run: kept, for what is collected runs its ``finally``, and at any time."""
 
     def __repr__(self) -> str:
         """Its name."""
@@ -55,16 +65,21 @@ class Process:
     def kill(self) -> None:
         """Let nothing of it run from now on."""
         self.dead = True
-        self.remains.extend(self.ready)
-        self.ready.clear()
+        self.remains.extend(self._queue)
+        self.clear()
+        self.take = self.remains.append
 
     def freeze(self) -> None:
         """Let nothing of it run for now."""
-        self.frozen = True
+        self.ready = deque()
 
     def thaw(self) -> None:
         """Let it go on."""
-        self.frozen = False
+        self.ready = self._queue
+
+    def clear(self) -> None:
+        """Forget what was to run."""
+        self._queue.clear()
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a task in it."""
@@ -77,7 +92,7 @@ WORLD: Final = Process("world", 0)
 
 def process_here() -> Process:
     """The process in which this runs."""
-    return _process.get() or WORLD
+    return _process.get(WORLD)
 
 
 class _Ready:
@@ -88,31 +103,26 @@ class _Ready:
 
     def clear(self) -> None:
         for process in self._loop.processes:
-            process.ready.clear()
+            process.clear()
 
 
-class _Handle(asyncio.TimerHandle):
-    """What asyncio's is, made without asking the loop whether it is being debugged: there are millions of them."""
+class _Handle(msgspec.Struct, eq=False):
+    """What asyncio's `TimerHandle` is to those who hold one, made more quickly: there are millions of them."""
 
-    __slots__ = ()
+    callback: Callable[..., object] | None
+    args: tuple[Any, ...]
+    context: Context
+    process: Process
+    at: float = 0.0
 
-    def __init__(
-        self,
-        when: float,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: SimulatedLoop,
-        context: Context | None,
-    ) -> None:
-        self._context = copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
-        self._when = when
-        self._scheduled = False
+    def cancel(self) -> None:
+        self.callback, self.args = None, ()
+
+    def cancelled(self) -> bool:
+        return self.callback is None
+
+    def when(self) -> float:
+        return self.at
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
@@ -123,28 +133,31 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         most_turns: How many callbacks may run before it is taken for a run that does not end.
 
     Attributes:
-        digest: Of all turns so far: whose they were, and when.
+        now: Simulated seconds since it was made.
+        processes: All that may still run something.
+        trace: Of all turns so far: whose they were, by number, and before them when, in microseconds below zero.
         turns: How many callbacks have run.
     """
 
     _ready: Any
     _scheduled: Any
     _stopping: bool
+    get_debug: Any = staticmethod(bool)  # no: asked with each future
 
     def __init__(self, chance: random.Random, most_turns: int = 300_000) -> None:
         super().__init__()
-        self._chance = chance
+        self._draw = chance.random
         self._most_turns = most_turns
-        self._now = 0.0
-        self._micros = 0
+        self.now = 0.0
         self._born = 0
         self.processes = [WORLD]
-        WORLD.ready.clear()
+        WORLD.clear()
         self._ready = _Ready(self)
+        self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
         self._scheduled = []
         self._order = 0
         self._alone: Process | None = None
-        self.digest = 0xCBF29CE484222325
+        self.trace: list[int] = []
         self.turns = 0
 
     def process(self, name: str) -> Process:
@@ -156,86 +169,109 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return process
 
     def time(self) -> float:
-        """Simulated seconds since the loop was made."""
-        return self._now
+        """See asyncio: what `now` says."""
+        return self.now
 
     def later(self, delay: float, process: Process, callback: Callable[..., object], *args: Any) -> None:
         """Call something in a process, in so many seconds."""
-        self.call_at(self._now + delay, callback, *args, context=process.context)
+        self._order += 1
+        handle = _Handle(callback, args, process.context, process)
+        heappush(self._scheduled, (self.now + delay, self._order, handle))
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> _Handle:
         """See asyncio."""
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        return self.call_at(self.now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> _Handle:
         """See asyncio. What is for one instant comes in the order in which it was asked for."""
-        handle = _Handle(when, callback, args, self, context)
+        if context is None:
+            context = copy_context()
+        handle = _Handle(callback, args, context, context.get(_process, WORLD), when)
         self._order += 1
-        heapq.heappush(self._scheduled, (when, self._order, handle))
+        heappush(self._scheduled, (when, self._order, handle))
         return handle
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
+    ) -> _Handle:
         """See asyncio: next in its process."""
-        handle = _Handle(0.0, callback, args, self, context)
-        self._is_ready(handle)
-        return handle
-
-    def _is_ready(self, handle: Any) -> None:
-        process = handle._context.get(_process) or WORLD  # noqa: SLF001
+        if context is None:
+            context = copy_context()
+        process = context.get(_process, WORLD)
         if process is not self._alone:
             self._alone = None
-        (process.remains if process.dead else process.ready).append(handle)
+        handle = _Handle(callback, args, context, process)
+        process.take(handle)
+        return handle
+
+    def thaw(self, process: Process) -> None:
+        """Let a process go on that was frozen."""
+        process.thaw()
+        self._alone = None
 
     def _run_once(self) -> None:
         """Run callbacks until the loop is stopped."""
-        draw, prime, mask, scheduled = self._chance.random, _PRIME, _MASK, self._scheduled
-        while not self._stopping:
-            process = self._alone
-            if process is None or not process.ready or (scheduled and scheduled[0][0] <= self._now):
-                able = self._able()
-                if len(able) > 1:
-                    process, self._alone = able[int(draw() * len(able))], None
-                else:
-                    process = able[0]
-                    # As long as it runs, and calls nobody else, it has the next turn, too. The world thaws others.
-                    self._alone = None if process is WORLD else process
-            handle = process.ready.popleft()
-            self.turns += 1
-            if self.turns > self._most_turns:
-                raise StalledError(f"it has not ended after {self._most_turns:,} turns")
-            self.digest = ((self.digest ^ process.number ^ self._micros) * prime) & mask
-            if not handle._cancelled:  # noqa: SLF001
-                try:
-                    handle._context.run(handle._callback, *handle._args)  # noqa: SLF001
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as error:  # noqa: BLE001 - as asyncio does
-                    self.call_exception_handler({"message": f"{handle!r} raised", "exception": error})
+        scheduled, note, turns = self._scheduled, self.trace.append, self.turns
+        try:
+            while not self._stopping:
+                process = self._alone
+                if process is None or (scheduled and scheduled[0][0] <= self.now):
+                    process = self._drawn()
+                elif not process.ready:
+                    process = self._first()
+                handle = process.ready.popleft()
+                turns += 1
+                if turns > self._most_turns:
+                    raise StalledError(f"it has not ended after {self._most_turns:,} turns")
+                note(process.number)
+                callback = handle.callback
+                if callback is not None:
+                    try:
+                        handle.context.run(callback, *handle.args)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:  # noqa: BLE001 - as asyncio does
+                        self.call_exception_handler({"message": f"{callback!r} raised", "exception": error})
+        finally:
+            self.turns = turns
 
-    def _able(self) -> list[Process]:
-        """Who has something to do; where nobody has, time goes on until somebody has."""
+    def _drawn(self) -> Process:
+        """Whose turn it is among all that have something to do."""
+        scheduled, now = self._scheduled, self.now
+        while scheduled and scheduled[0][0] <= now:
+            handle = heappop(scheduled)[2]
+            if handle.callback is not None:
+                handle.process.take(handle)
+        able = [*filter(_ready, self.processes)]
+        if len(able) > 1:
+            self._alone = None
+            return able[int(self._draw() * len(able))]
+        if not able:
+            return self._first()
+        # As long as it runs, and calls nobody else, it has the next turn, too.
+        self._alone = able[0]
+        return able[0]
+
+    def _first(self) -> Process:
+        """Whose turn it is where nobody has anything to do: time goes on until somebody has."""
         scheduled = self._scheduled
-        while True:
-            while scheduled and scheduled[0][0] <= self._now:
-                handle = heapq.heappop(scheduled)[2]
-                if not handle._cancelled:  # noqa: SLF001
-                    self._is_ready(handle)
-            able = [one for one in self.processes if one.ready and not one.frozen]
-            if able:
-                return able
-            if not scheduled:
-                raise StalledError("nothing is ready, and nothing is scheduled")
-            self._now = max(self._now, scheduled[0][0])
-            self._micros = int(self._now * 1e6)
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is passed over when its time comes."""
+        while scheduled:
+            when, _, handle = heappop(scheduled)
+            if handle.callback is not None:
+                process: Process = handle.process
+                process.take(handle)
+                if process.ready:
+                    self.now = max(self.now, when)
+                    self.trace.append(~int(self.now * 1e6))
+                    if scheduled and scheduled[0][0] <= self.now:
+                        return self._drawn()
+                    self._alone = process
+                    return process
+        raise StalledError("nothing is ready, and nothing is scheduled")
 
     def _process_events(self, event_list: Any) -> None:
         """There are none."""

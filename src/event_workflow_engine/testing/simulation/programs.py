@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,7 +17,7 @@ from event_workflow_engine.testing.simulation.loop import process_here
 from event_workflow_engine.testing.simulation.plan import StepPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Mapping
 
     from event_workflow_engine.testing.simulation.invariants import Invariants
     from event_workflow_engine.testing.simulation.ledger import Ledger
@@ -50,6 +51,10 @@ class Actions:
         if outcome != "ok":
             raise OutcomeUnknownError("planned")
         return key
+
+    async def act_in_body(self, version: int) -> str:
+        """Do it as a step of a saga function's body."""
+        return await self.act(current_step(), version)
 
     async def undo(self, ctx: CompensationContext[Any, Any]) -> None:
         """Fail as often as is planned, then undo."""
@@ -100,13 +105,11 @@ async def undo_of_function(ctx: CompensationContext[Any, Any]) -> None:
 
 
 def _declared(saga_plan: SagaPlan, plan: StepPlan, actions: Actions) -> SagaStep[Any]:
-    async def act(ctx: StepContext[Any]) -> str:
-        return await actions.act(ctx, saga_plan.version)
-
+    # Methods, not functions made anew: what a function says about itself is looked at once.
     return SagaStep(
         plan.name,
-        act,
-        _undo(actions),
+        partial(actions.act, version=saga_plan.version),
+        actions.undo if plan.undo else None,
         retry=actions.retry,
         after=plan.after,
         timeout=plan.timeout,
@@ -114,27 +117,14 @@ def _declared(saga_plan: SagaPlan, plan: StepPlan, actions: Actions) -> SagaStep
     )
 
 
-def _undo(actions: Actions) -> Callable[[CompensationContext[Any, Any]], Awaitable[None]] | None:
-    if not actions.plan.undo:
-        return None
-
-    async def undo(ctx: CompensationContext[Any, Any]) -> None:
-        await actions.undo(ctx)
-
-    return undo
-
-
 def _function(
     plan: SagaPlan, actions: Mapping[str, Actions], children: Mapping[str, Saga[Any, Any]], invariants: Invariants
 ) -> Saga[Any, Any]:
-    async def act(name: str) -> str:
-        return await actions[name].act(current_step(), plan.version)
-
     def stepped(name: str) -> Awaitable[Any]:
         one = actions[name]
         return step(
-            act,
-            name,
+            one.act_in_body,
+            plan.version,
             name=name,
             compensation=undo_of_function if one.plan.undo else None,
             retry=one.retry,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from event_workflow_engine.errors import DefinitionError, StorageUnavailableError
@@ -11,6 +12,7 @@ from event_workflow_engine.storage.memory.queries import CLAIM_FUNCTIONS
 from event_workflow_engine.storage.memory.state import MemoryState
 from event_workflow_engine.storage.memory.storage import MemoryStorage
 from event_workflow_engine.storage.port import RINGING_CLAIMS, Written
+from event_workflow_engine.storage.row_images import SHAPES
 from event_workflow_engine.testing.simulation.faults import PATIENCE_S
 from event_workflow_engine.testing.simulation.loop import WORLD
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.group_commit import Verdict
     from event_workflow_engine.storage.liveness import Liveness
     from event_workflow_engine.storage.port import Record, Rows, Unit
+    from event_workflow_engine.storage.row_images import Image, Key
     from event_workflow_engine.testing.simulation.faults import Link
     from event_workflow_engine.testing.simulation.loop import Process, SimulatedLoop
 
@@ -46,7 +49,7 @@ class SimulatedServer:
 
     def __init__(self, loop: SimulatedLoop) -> None:
         self.loop = loop
-        self.state = MemoryState()
+        self.state = _ServerState()
         self.watchers: list[Watcher] = []
         self.storages: list[SimulatedStorage] = []
 
@@ -79,6 +82,25 @@ class SimulatedServer:
                 storage.hear()
 
 
+class _ServerState(MemoryState):
+    """Looked at far more often than it changes, so it takes each row apart once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._apart: dict[tuple[str, Key], tuple[Image, dict[str, Any]]] = {}
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """See `MemoryState.rows`."""
+        images, apart, rows = self.tables[table], self._apart, []
+        for key in sorted(images):
+            image = images[key]
+            known = apart.get((table, key))
+            if known is None or known[0] is not image:
+                known = apart[table, key] = image, SHAPES[table].as_dict(image)
+            rows.append(known[1].copy())
+        return rows
+
+
 class Watcher:
     """Looks at what is committed. The base does nothing."""
 
@@ -99,7 +121,8 @@ class SimulatedStorage(MemoryStorage):
     """
 
     def __init__(self, server: SimulatedServer, process: Process, link: Link) -> None:
-        super().__init__("simulated://server")
+        # Not the memory store's own: it opens a database for SQL, and a simulated store runs none.
+        super(MemoryStorage, self).__init__("simulated://server")
         self.state = server.state
         self.worker = ""
         self._server = server
@@ -132,22 +155,21 @@ class SimulatedStorage(MemoryStorage):
         delay = link.latency()
         if link.happens(link.weather.late_bell):
             delay += link.between(0.2, _LATEST_S)
-        self._loop.later(max(delay, link.cut_until - self._loop.time()), self.process, self._listeners.ring)
+        self._loop.later(max(delay, link.cut_until - self._loop.now), self.process, self._listeners.ring)
 
     # -- messages ------------------------------------------------------------------------------------------------
 
     def _send(self, work: Callable[[], T], told: Callable[[T | Exception], None], *, commits: bool) -> None:
         """Have the server do something; `told` is called in this process, with its result or why there is none."""
         link, loop = self._link, self._loop
-        weather, now = link.weather, loop.time()
         there, back = link.latency(), link.latency()
         if commits:
-            there += link.between(0, weather.fsync)
-        if link.cut_until > now:
-            if link.cut_until - now > PATIENCE_S:
+            there += link.between(0, link.weather.fsync)
+        if link.cut_until > loop.now:
+            if link.cut_until - loop.now > PATIENCE_S:
                 loop.later(PATIENCE_S, self.process, told, _unreachable("no answer in time"))
                 return
-            there += link.cut_until - now
+            there += link.cut_until - loop.now
         fate = link.fate(commits=commits)
         if fate == "arrives":
             loop.later(there, WORLD, self._arrived, work, told, back)
@@ -168,29 +190,18 @@ class SimulatedStorage(MemoryStorage):
         except Exception as error:  # noqa: BLE001 - the answer
             answer = error
         # A cut that has begun meanwhile holds the answer back, too.
-        self._loop.later(max(back, self._link.cut_until - self._loop.time()), self.process, told, answer)
+        left = self._link.cut_until - self._loop.now
+        self._loop.later(max(back, left), self.process, told, answer)
 
-    async def _ask(self, work: Callable[[], T], *, commits: bool = False) -> T:
+    def _ask(self, work: Callable[[], T], *, commits: bool = False) -> asyncio.Future[T]:
         reply: asyncio.Future[T] = self._loop.create_future()
+        self._send(work, partial(_told, reply), commits=commits)
+        return reply
 
-        def told(answer: T | Exception) -> None:
-            if reply.done():
-                return
-            if isinstance(answer, Exception):
-                reply.set_exception(answer)
-            else:
-                reply.set_result(answer)
-
-        self._send(work, told, commits=commits)
-        return await reply
-
-    async def _read(self, read: Coroutine[Any, Any, T]) -> T:
+    def _read(self, read: Callable[..., Coroutine[Any, Any, T]], *wanted: Any, **named: Any) -> asyncio.Future[T]:
         """What a read of the memory store finds when it arrives."""
         self._require_open()
-        try:
-            return await self._ask(lambda: _at_once(read))
-        finally:
-            read.close()
+        return self._ask(partial(_at_once, read, *wanted, **named))
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -198,24 +209,27 @@ class SimulatedStorage(MemoryStorage):
         def told(answer: list[Verdict] | Exception) -> None:
             done([answer] * len(units) if isinstance(answer, Exception) else answer)
 
-        self._send(lambda: self._server.commit(units, self), told, commits=True)
+        self._send(partial(self._server.commit, units, self), told, commits=True)
 
-    async def _claim(self, name: str, params: Mapping[str, Any]) -> Rows:
-        return await self._ask(lambda: self._server.claim(name, params, self), commits=True)
+    def _claim(self, name: str, params: Mapping[str, Any]) -> asyncio.Future[Rows]:  # type: ignore[override]
+        return self._ask(partial(self._server.claim, name, params, self), commits=True)
 
     def _transaction(self) -> Any:
         raise DefinitionError("a simulated store runs no SQL")
+
+    def _holding(self) -> Any:
+        raise DefinitionError("a simulated store is not held")
 
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def outcome(self, unit_id: str) -> Written | None:
         """See `Storage.outcome`."""
         await self._committer.settled(unit_id)
-        return await self._ask(lambda: self.state.outcome(unit_id))
+        return await self._ask(partial(self.state.outcome, unit_id))
 
     async def head(self, stream: str) -> int:
         """See `Storage.head`."""
-        return await self._ask(lambda: self.state.head(stream))
+        return await self._ask(partial(self.state.head, stream))
 
     async def last_position(self) -> int:
         """See `Storage.last_position`."""
@@ -223,23 +237,23 @@ class SimulatedStorage(MemoryStorage):
 
     async def read_stream(self, stream: str, **wanted: Any) -> list[Record]:
         """See `Storage.read_stream`."""
-        return await self._read(super().read_stream(stream, **wanted))
+        return await self._read(super().read_stream, stream, **wanted)
 
     async def read_streams(self, streams: Sequence[str]) -> list[Record]:
         """See `Storage.read_streams`."""
-        return await self._read(super().read_streams(streams))
+        return await self._read(super().read_streams, streams)
 
     async def read_log(self, **wanted: Any) -> list[Record]:
         """See `Storage.read_log`."""
-        return await self._read(super().read_log(**wanted))
+        return await self._read(super().read_log, **wanted)
 
     async def get(self, table: str, key: tuple[Any, ...]) -> dict[str, Any] | None:
         """See `Storage.get`."""
-        return await self._read(super().get(table, key))
+        return await self._read(super().get, table, key)
 
     async def query(self, name: str, /, **params: Any) -> Rows:
         """See `Storage.query`."""
-        return await self._read(super().query(name, **params))
+        return await self._read(super().query, name, **params)
 
 
 class _NotedLiveness(HeartbeatLiveness):
@@ -258,10 +272,19 @@ def _unreachable(why: str) -> StorageUnavailableError:
     return StorageUnavailableError(f"simulated: {why}")
 
 
-def _at_once(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that waits for nothing."""
+def _told(reply: asyncio.Future[T], answer: T | Exception) -> None:
+    if reply.done():
+        return
+    if isinstance(answer, Exception):
+        reply.set_exception(answer)
+    else:
+        reply.set_result(answer)
+
+
+def _at_once(read: Callable[..., Coroutine[Any, Any, T]], *wanted: Any, **named: Any) -> T:
+    """What a coroutine function returns that waits for nothing."""
     try:
-        work.send(None)
+        read(*wanted, **named).send(None)
     except StopIteration as ended:
         result: T = ended.value
         return result

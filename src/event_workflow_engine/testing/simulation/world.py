@@ -8,6 +8,7 @@ import hashlib
 import logging
 import random
 import sys
+from array import array
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,7 +85,7 @@ def _played(plan: Plan, chance: random.Random) -> Report:
     finally:
         world.bury()
         loop.close()
-    digest = hashlib.sha256(str(loop.digest).encode())
+    digest = hashlib.sha256(array("q", loop.trace).tobytes())
     for record in world.server.state.log:
         digest.update(repr(record).encode())
     met = sum(place.link.met for place in world.places)
@@ -104,7 +105,6 @@ def _alone(chance: random.Random) -> Iterator[None]:
         with ids_from(lambda: f"{next(number):012x}"):
             yield
     finally:
-        sys.unraisablehook = _ignored  # what is left of killed processes complains that it was never ended
         for _ in range(_ROUNDS):  # what is closed may first try again
             if not gc.collect():
                 break
@@ -185,7 +185,7 @@ class World:
         elif fault.what == "freeze":
             process = place.process
             process.freeze()
-            self.loop.call_later(fault.seconds, process.thaw)
+            self.loop.call_later(fault.seconds, self.loop.thaw, process)
         elif fault.what == "cut":
             place.link.cut_until = self.loop.time() + fault.seconds
         else:
@@ -244,4 +244,5 @@ class World:
     def bury(self) -> None:
         """Let go of what was killed, without a word."""
         self.loop.set_exception_handler(lambda *_: None)
-        WORLD.ready.clear()
+        sys.unraisablehook = _ignored  # what is left of it complains that it was never ended
+        WORLD.clear()
