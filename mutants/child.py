@@ -13,6 +13,7 @@ from select import select
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, is_hypothesis_test, settings
 
 if TYPE_CHECKING:
     import types
@@ -60,19 +61,32 @@ def _child(tests: Sequence[str], module: str, code: str, output: int, folder: st
             "-q",
             "--no-header",
             "--assert=plain",
+            "--tb=line",
             "--hypothesis-seed=0",
+            "--hypothesis-profile=mutants",
             "--timeout=8",
             "--basetemp",
             f"{folder}/tests",
         ]
         without = [option for name in ("cacheprovider", "xdist") for option in ("-p", f"no:{name}")]
-        exit_code = int(pytest.main([*options, *without, *tests]))
+        # That one example fails is enough: nobody reads the smallest one.
+        phases, slow = (Phase.explicit, Phase.generate), [HealthCheck.too_slow]
+        settings.register_profile("mutants", deadline=None, database=None, phases=phases, suppress_health_check=slow)
+        exit_code = int(pytest.main([*options, *without, *tests], plugins=[_ExamplesFirst()]))
     except BaseException:  # noqa: BLE001 - this process ends here, whatever it was
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
+
+
+class _ExamplesFirst:
+    """Runs the tests of many random programs behind the others: most mutants have died by then."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: is_hypothesis_test(getattr(item, "obj", None)))
 
 
 class _Finder(MetaPathFinder):

@@ -150,6 +150,13 @@ def test_rule_09_the_order_looks_through_steps_that_are_not_undone() -> None:
     assert plan.skipped == ("b",)
 
 
+def test_rule_09_the_order_looks_through_steps_that_are_met_on_two_ways() -> None:
+    after: dict[str, tuple[str, ...]] = {"a": (), "b": ("a", "c"), "c": ("a",), "d": ("b",)}
+    specs = {step: Spec(before, object() if step in "ad" else None) for step, before in after.items()}
+    plan = plan_rollback(journal_of(*done(*"acbd")), specs, Dag(after))
+    assert {entry.step: entry.after for entry in plan.plan} == {"d": (), "a": ("d",)}
+
+
 @given(graphs())
 def test_rule_09_a_rollback_reverses_every_edge_of_the_graph(after: dict[str, tuple[str, ...]]) -> None:
     journal = journal_of()
