@@ -562,10 +562,10 @@ class WorkflowScheduler:
         except Exception:  # noqa: BLE001 - what a user's function raises must not end the schedule
             _log.exception("task %s raised; its schedule goes on", row["id"])
         rows = [Row("slots", "delete", (row["id"], slot))]
-        now = await self._storage.get("schedules", (row["id"],))
-        if now is not None and now["next_run"] is None and now["task"] == row["task"]:
-            rows.append(Row("schedules", "delete", (row["id"],), {}, {"next_run": None, "task": row["task"]}))
         try:
+            now = await self._storage.get("schedules", (row["id"],))
+            if now is not None and now["next_run"] is None and now["task"] == row["task"]:
+                rows.append(Row("schedules", "delete", (row["id"],), {}, {"next_run": None, "task": row["task"]}))
             try:
                 await self._write(*rows)
             except RowConflictError:

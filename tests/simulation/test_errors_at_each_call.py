@@ -46,7 +46,8 @@ PLANS = {
     ),
     "scheduled": plan(
         SagaPlan("tick", "dag", (OK,), begun_by="schedule"),
-        requests=(Request(0.0, "schedule", "t"), Request(3.0, "unschedule", "t")),
+        # Again, so late that a slot which nobody closes is nobody's by then.
+        requests=(Request(0.0, "schedule", "t"), Request(3.0, "unschedule", "t"), Request(30.0, "unschedule", "t")),
         schedules=(SchedulePlan("t", "every", 2, saga="tick"),),
     ),
     "changed": plan(
