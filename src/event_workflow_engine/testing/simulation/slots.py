@@ -48,6 +48,7 @@ class Slots(Watcher):
         self._breaks = breaks
         self._begun = begun
         self._fired: set[tuple[str, int]] = set()
+        self._fired_before: set[tuple[str, int]] = set()
         self._open: dict[tuple[str, int], float] = {}
         self._closed: Counter[str] = Counter()
         self._runs: Counter[str] = Counter()
@@ -61,7 +62,7 @@ class Slots(Watcher):
     def started(self, saga: str) -> None:
         """A saga has begun that a schedule starts."""
         schedule, _, slot = saga.rpartition("@")
-        if not slot.isdigit() or (schedule, int(slot)) not in self._fired:
+        if not slot.isdigit() or (schedule, int(slot)) not in self._fired | self._fired_before:
             self._breaks(f"saga {saga} was begun for no slot that had fired")
 
     def written(self, unit: Unit) -> None:
@@ -74,6 +75,8 @@ class Slots(Watcher):
                     claims.append(row)
                 elif row.op == "delete":
                     self._ends(row)
+            elif row.table == "schedules" and row.op == "insert":
+                self._begins(row.key[0])
             elif row.table == "schedules" and row.op == "update" and [*row.values] == ["next_run"]:
                 advance = row
         for row in claims:
@@ -86,6 +89,12 @@ class Slots(Watcher):
             self._advanced(advance, claims, unit.at)
         elif claims:
             self._breaks(f"a slot of {claims[0].key[0]} fired, and its schedule did not go on")
+
+    def _begins(self, schedule: str) -> None:
+        """One that is made behind the cancel of another of its name, by a call from before it, has the same slots."""
+        before = {key for key in self._fired if key[0] == schedule}
+        self._fired -= before
+        self._fired_before |= before
 
     def _ends(self, row: Row) -> None:
         schedule, slot = row.key
