@@ -84,8 +84,8 @@ def _pg(function: str, quick: dict[str, Any], *, repeat: int = 3, **sizes: Any) 
     return Probe(f"postgres:{function}", sizes, quick, repeat, server=True)
 
 
-def _pg_dbos(function: str, quick: dict[str, Any], **sizes: Any) -> dict[str, Probe]:
-    return {"DBOS": Probe(f"dbos_sagas:{function}", sizes, quick, 1, peer=True, server=True)}
+def _pg_peer(call: str, quick: dict[str, Any], **sizes: Any) -> Probe:
+    return Probe(call, sizes, quick, 1, peer=True, server=True)
 
 
 _STEPS_QUICK = {"steps": 200, "long": 1000}
@@ -94,6 +94,12 @@ _LATENCY_QUICK = {"samples": 100}
 _RECOVERY_QUICK = {"sagas": 100}
 _GROUP = Probe("limits:group_commit", {}, {"clients": 200, "rounds": 1})
 _HOPS = Probe("limits:hop_latency", {}, {"samples": 100})
+_PICKUP_QUICK = {"samples": 5, "warm": 1, "settle": 0.1, "idle": 1}
+_QUEUES: dict[str, dict[str, Any]] = {
+    "queue": {},
+    "queue-limit": {"limit": 20},
+    "queue-processes": {"limit": 20, "workers": 4},
+}
 
 JOBS: dict[str, Job] = {
     "steps": Job(
@@ -139,7 +145,10 @@ JOBS: dict[str, Job] = {
         f"pg-steps-{form}": Job(
             _pg("sequential", {"steps": 200}, form=form),
             _pg("bare_calls", {"seconds": 0.3}),
-            _pg_dbos("sequential", {"steps": 50}, steps=500),
+            {
+                "DBOS": _pg_peer("dbos_sagas:sequential", {"steps": 50}, steps=1000),
+                "Absurd": _pg_peer("absurd_tasks:sequential", {"steps": 50}, steps=1000),
+            },
         )
         for form in ("declared", "function")
     },
@@ -147,20 +156,59 @@ JOBS: dict[str, Job] = {
         f"pg-concurrent-{form}": Job(
             _pg("concurrent", {"sagas": 100}, form=form),
             _pg("bare_group", {"clients": 100, "rounds": 1}),
-            _pg_dbos("concurrent", {"sagas": 50}, sagas=500),
+            {
+                "DBOS": _pg_peer("dbos_sagas:concurrent", {"sagas": 50}, sagas=1000),
+                "Absurd": _pg_peer("absurd_tasks:concurrent", {"sagas": 50}, sagas=1000),
+            },
         )
         for form in ("declared", "function")
     },
     "pg-processes": Job(_pg("many_processes", {"sagas": 100, "rounds": 1})),
     **{
         f"pg-latency-{form}": Job(
-            _pg("latency", {"samples": 50}, form=form), None, _pg_dbos("latency", {"samples": 30})
+            _pg("latency", {"samples": 50}, form=form),
+            None,
+            {"DBOS": _pg_peer("dbos_sagas:latency", {"samples": 30})},
         )
         for form in ("declared", "function")
     },
-    "pg-enqueue": Job(_pg("enqueue", {"samples": 20, "settle": 0.1}, repeat=1)),
-    "pg-append": Job(_pg("append", {"events": 2000})),
-    "pg-recovery": Job(_pg("recovery", {"sagas": 50, "lease": 1.0}, repeat=1)),
+    "pg-enqueue": Job(
+        _pg("enqueue", {"samples": 20, "settle": 0.1}, repeat=1),
+        None,
+        {
+            "DBOS": _pg_peer("dbos_sagas:enqueue", _PICKUP_QUICK, samples=60, warm=3),
+            "DBOS, poll 0.05 s": _pg_peer("dbos_sagas:enqueue", _PICKUP_QUICK, samples=200, poll=0.05),
+            "procrastinate": _pg_peer("procrastinate_queue:enqueue", _PICKUP_QUICK),
+            "PgQueuer": _pg_peer("pgqueuer_queue:enqueue", _PICKUP_QUICK),
+            "Absurd": _pg_peer("absurd_tasks:enqueue", _PICKUP_QUICK, samples=100, warm=3),
+            "Absurd, poll 0.05 s": _pg_peer("absurd_tasks:enqueue", _PICKUP_QUICK, samples=200, poll=0.05),
+        },
+    ),
+    "pg-append": Job(
+        _pg("append", {"events": 2000}),
+        None,
+        {
+            f"eventsourcing{name}": _pg_peer(
+                "eventsourcing_store:append_postgres", {"seconds": 0.3, "writers": 8}, width=width
+            )
+            for name, width in (("", 3), (", saves of 1", 1), (", saves of 100", 100))
+        },
+    ),
+    "pg-recovery": Job(
+        _pg("recovery", {"sagas": 50, "lease": 1.0}, repeat=1),
+        None,
+        {
+            "DBOS, the same executor restarted": _pg_peer(
+                "dbos_sagas:recovery", {"sagas": 50, "elsewhere": 1}, sagas=1000, elsewhere=10
+            ),
+            "Absurd": _pg_peer("absurd_tasks:recovery", {"sagas": 50, "lease": 2}),
+        },
+    ),
+    **{name: Job(Probe("queues:throughput", sizes, {"sagas": 100, "rounds": 1})) for name, sizes in _QUEUES.items()},
+    **{
+        f"pg-{name}": Job(Probe("queues:throughput", sizes, {"sagas": 100, "rounds": 1}, server=True))
+        for name, sizes in _QUEUES.items()
+    },
 }
 
 _FORMS = (("", "declared"), ("-function", "function"))
@@ -327,6 +375,7 @@ ROWS: tuple[Row, ...] = (
             unit="ms",
             better="less",
             bar=bar,
+            peer_figure=f"{name}_ms",
         )
         for name, bar in (("p50", 8.0), ("p99", 30.0))
     ),
@@ -337,6 +386,7 @@ ROWS: tuple[Row, ...] = (
         unit="/s",
         better="less",
         bar=10,
+        peer_figure="idle_queries_per_s",
     ),
     Row(
         job="pg-append",
@@ -345,6 +395,15 @@ ROWS: tuple[Row, ...] = (
         unit="events/s",
         better="more",
         bar=30_000,
+        peer_figure="events_per_s",
+    ),
+    Row(
+        job="pg-recovery",
+        work="PostgreSQL: 1,000 sagas of a killed worker, all resumed, with a lease of 5 s",
+        figure="resumed_s",
+        unit="s",
+        better="less",
+        peer_figure="resumed_s",
     ),
     Row(
         job="pg-recovery",
@@ -353,6 +412,21 @@ ROWS: tuple[Row, ...] = (
         unit="s",
         better="less",
         bar=1.0,
+    ),
+    *(
+        Row(
+            job=prefix + job,
+            work=f"{database}1,000 queued sagas of one step, {how}",
+            figure="sagas_per_s",
+            unit="sagas/s",
+            better="more",
+        )
+        for prefix, database in (("", ""), ("pg-", "PostgreSQL: "))
+        for job, how in (
+            ("queue", "no limit"),
+            ("queue-limit", "20 at once"),
+            ("queue-processes", "20 at once over 4 worker processes"),
+        )
     ),
 )
 

@@ -7,19 +7,17 @@ and server on this machine.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from benchmarks import processes
 from benchmarks import sagas as workloads
 from event_workflow_engine import EngineConfig, Saga, SagaStep, WorkflowEngine
 from event_workflow_engine.ids import uuid7
@@ -28,9 +26,8 @@ from event_workflow_engine.storage.port import Append, NewRecord, Unit
 from event_workflow_engine.storage.postgres.queries import statements_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 PAYLOAD = b'{"order":"o-000001","sku":"lamp","cents":1299,"note":"' + b"x" * 90 + b'"}'
 
 
@@ -152,27 +149,7 @@ def bare_group(_: Path, *, url: str, clients: int = 1000, writes: int = 5, round
 # -- several processes ---------------------------------------------------------------------------------------------
 
 
-def _children(call: str, folder: Path, sizes: list[dict[str, Any]], stack: ExitStack) -> list[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "benchmarks.child", call, str(folder)]
-    return [
-        stack.enter_context(
-            subprocess.Popen(
-                [*command, json.dumps(each)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
-            )
-        )
-        for each in sizes
-    ]
-
-
-def _lines(children: list[subprocess.Popen[str]]) -> Iterator[str]:
-    for child in children:
-        assert child.stdout is not None
-        yield child.stdout.readline().strip()
-
-
-def many_processes(
-    folder: Path, *, url: str, processes: int = 4, sagas: int = 1000, rounds: int = 3
-) -> dict[str, float]:
+def many_processes(folder: Path, *, url: str, workers: int = 4, sagas: int = 1000, rounds: int = 3) -> dict[str, float]:
     """So many workers, each running its share of the sagas at once; from the first start to the last end."""
 
     async def check(events: int) -> None:
@@ -191,16 +168,16 @@ def many_processes(
     asyncio.run(make())
     rates, events = [], 0
     with ExitStack() as stack:
-        share = {"url": url, "sagas": sagas // processes, "rounds": rounds}
-        children = _children("postgres:one_of_many", folder, [share] * processes, stack)
-        list(_lines(children))
+        share = {"url": url, "sagas": sagas // workers, "rounds": rounds}
+        children = processes.children("postgres:one_of_many", folder, [share] * workers, stack)
+        list(processes.lines(children))
         for _ in range(rounds):
             begun = perf_counter()
             for child in children:
                 assert child.stdin is not None
                 child.stdin.write("go\n")
                 child.stdin.flush()
-            events = sum(int(line) for line in _lines(children))
+            events = sum(int(line) for line in processes.lines(children))
             rates.append(sagas * 5 / (perf_counter() - begun))
         for child in children:
             assert child.stdin is not None
@@ -249,8 +226,8 @@ def enqueue(folder: Path, *, url: str, samples: int = 300, settle: float = 11.0,
 
     async def main() -> dict[str, float]:
         async with open_storage(url, auto_upgrade=True) as storage:
-            (child,) = _children("postgres:worker", folder, [{"url": url}], stack)
-            list(_lines([child]))
+            (child,) = processes.children("postgres:worker", folder, [{"url": url}], stack)
+            list(processes.lines([child]))
             server = await asyncpg.connect(url)
             engine = WorkflowEngine(storage, config=EngineConfig(worker=False))
             engine.register(timed)
@@ -331,13 +308,13 @@ def recovery(folder: Path, *, url: str, sagas: int = 1000, lease: float = 5.0) -
     asyncio.run(make())
     sizes: dict[str, Any] = {"url": url, "sagas": sagas, "lease": lease}
     with ExitStack() as stack:
-        (doomed,) = _children("postgres:holder", folder, [sizes | {"starts": True}], stack)
-        list(_lines([doomed]))
-        (heir,) = _children("postgres:holder", folder, [sizes | {"starts": False}], stack)
-        list(_lines([heir]))
+        (doomed,) = processes.children("postgres:holder", folder, [sizes | {"starts": True}], stack)
+        list(processes.lines([doomed]))
+        (heir,) = processes.children("postgres:holder", folder, [sizes | {"starts": False}], stack)
+        list(processes.lines([heir]))
         os.kill(doomed.pid, signal.SIGKILL)
         begun = perf_counter()
-        list(_lines([heir]))
+        list(processes.lines([heir]))
         taken = perf_counter() - begun
         heir.kill()
     return {"resumed_s": taken, "over_lease_s": taken - lease}

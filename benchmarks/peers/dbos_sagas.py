@@ -1,4 +1,6 @@
-"""DBOS on SQLite, the same work as `benchmarks.sagas`. Run by the peers' own interpreter, prints one line of JSON.
+"""DBOS on SQLite and PostgreSQL, the same work as `benchmarks.sagas` and `benchmarks.postgres`.
+
+Run by the peers' own interpreter, prints one line of JSON.
 
 ``python dbos_sagas.py sequential FOLDER '{"wal": true, "steps": 1000}'``
 """
@@ -13,9 +15,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
+from typing import Any
 
-from dbos import DBOS, DBOSConfig, SetWorkflowID
+import pickup
+from dbos import DBOS, DBOSClient, DBOSConfig, SetWorkflowID
 
 HANG = threading.Event()
 RESUMED = threading.Semaphore(0)
@@ -64,7 +68,20 @@ def interrupted() -> int:
     return work() + hang()
 
 
-def launch(folder: Path, wal: bool, url: str = "") -> None:
+@DBOS.step()
+def now() -> int:
+    """The step that says when it runs."""
+    pickup.tell()
+    return 1
+
+
+@DBOS.workflow()
+def timed() -> int:
+    """One step, that tells."""
+    return now()
+
+
+def launch(folder: Path, wal: bool, url: str = "", executor: str = "bench") -> None:
     """Start DBOS on PostgreSQL, or on a file of this folder, as it comes: rollback journal, synchronous FULL."""
     path = folder / "dbos.db"
     if wal:
@@ -76,7 +93,7 @@ def launch(folder: Path, wal: bool, url: str = "") -> None:
         "system_database_url": url or f"sqlite:///{path}",
         "log_level": "ERROR",
         "application_version": "1",
-        "executor_id": "bench",
+        "executor_id": executor,
     }
     DBOS(config=config)
     DBOS.launch()
@@ -124,22 +141,38 @@ def latency(folder: Path, samples: int = 300, steps: int = 3, wal: bool = False,
     return {"p50_ms": statistics.median(taken), "p99_ms": taken[int(len(taken) * 0.99)]}
 
 
-def recovery(folder: Path, sagas: int = 1000, wal: bool = False) -> dict[str, float]:
-    """Kill a process with many workflows in their second step, start another, wait until all have resumed."""
-    command = [sys.executable, __file__, "", str(folder), ""]
-    sizes = {"sagas": sagas, "wal": wal}
-    with subprocess.Popen([*command[:2], "die", command[3], json.dumps(sizes)], stdout=subprocess.PIPE) as child:
+def recovery(
+    folder: Path, sagas: int = 1000, wal: bool = False, url: str = "", elsewhere: float = 0.0
+) -> dict[str, float]:
+    """Kill a process with many workflows in their second step, start another, wait until all have resumed.
+
+    ``resumed_elsewhere`` is how many of them a process with another executor's id has resumed before that, in so many
+    seconds.
+    """
+    sizes = {"sagas": sagas, "wal": wal, "url": url}
+    with _process("die", folder, sizes) as child:
         assert child.stdout is not None
         child.stdout.readline()
         child.send_signal(signal.SIGKILL)
-    sizes["spawned"] = monotonic()
-    done = subprocess.run([*command[:2], "resume", command[3], json.dumps(sizes)], stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
+    figures = _asked("resume_elsewhere", folder, sizes | {"seconds": elsewhere}) if elsewhere else {}
+    return figures | _asked("resume", folder, sizes | {"spawned": monotonic()})
 
 
-def die(folder: Path, sagas: int, wal: bool) -> dict[str, float]:
+def _process(function: str, folder: Path, sizes: dict[str, Any]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, __file__, function, str(folder), json.dumps(sizes)], stdout=subprocess.PIPE
+    )
+
+
+def _asked(function: str, folder: Path, sizes: dict[str, Any]) -> dict[str, float]:
+    with _process(function, folder, sizes) as child:
+        said, _ = child.communicate()
+    return json.loads(said)
+
+
+def die(folder: Path, sagas: int, wal: bool, url: str) -> dict[str, float]:
     """The process to be killed."""
-    launch(folder, wal)
+    launch(folder, wal, url)
     for n in range(sagas):
         with SetWorkflowID(f"w-{n}"):
             DBOS.start_workflow(interrupted)
@@ -150,16 +183,54 @@ def die(folder: Path, sagas: int, wal: bool) -> dict[str, float]:
     return {}
 
 
-def resume(folder: Path, sagas: int, wal: bool, spawned: float) -> dict[str, float]:
-    """The process that takes over."""
+def resume(folder: Path, sagas: int, wal: bool, url: str, spawned: float) -> dict[str, float]:
+    """The process that takes over: the same executor, started anew."""
     global RECOVERING
     RECOVERING = True
     begun = monotonic()
-    launch(folder, wal)
+    launch(folder, wal, url)
     for _ in range(sagas):
         RESUMED.acquire()
     ended = monotonic()
     return {"resumed_s": ended - begun, "resumed_from_exec_s": ended - spawned}
+
+
+def resume_elsewhere(folder: Path, sagas: int, wal: bool, url: str, seconds: float) -> dict[str, float]:
+    """Another executor of the same application and version; what it resumes does not hang."""
+    global RECOVERING
+    RECOVERING = True
+    launch(folder, wal, url, executor="another")
+    sleep(seconds)
+    count = 0
+    while RESUMED.acquire(blocking=False):
+        count += 1
+    return {"resumed_elsewhere": float(count)}
+
+
+def enqueue(
+    folder: Path, url: str, samples: int = 60, poll: float = 1.0, spread: float = 0.0, **times: float
+) -> dict[str, float]:
+    """One workflow after another, enqueued here and run there: until its first step runs."""
+
+    async def main() -> dict[str, float]:
+        async with pickup.worker(__file__, folder, url=url, poll=poll) as told:
+            client = DBOSClient(system_database_url=url)
+
+            async def one() -> None:
+                client.enqueue({"workflow_name": "timed", "queue_name": "bench"})
+
+            return await pickup.measured(one, told, url, samples=samples, spread=spread or poll, **times)
+
+    return asyncio.run(main())
+
+
+def worker(folder: Path, url: str, poll: float) -> dict[str, float]:
+    """The worker, until it is killed."""
+    launch(folder, wal=False, url=url)
+    DBOS.register_queue("bench", polling_interval_sec=poll)
+    print("ready", flush=True)
+    HANG.wait()
+    return {}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The `eventsourcing` library on SQLite (WAL, as it sets). Run by the peers' own interpreter, prints one line of JSON.
+"""The `eventsourcing` library on SQLite (WAL, as it sets) and PostgreSQL.
+
+Run by the peers' own interpreter, prints one line of JSON.
 
 ``python eventsourcing_store.py append FOLDER '{"events": 1000}'``
 """
@@ -7,8 +9,10 @@ import json
 import statistics
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
+from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from eventsourcing.application import AggregateNotFoundError, Application
@@ -112,6 +116,52 @@ def append_threads(folder: Path, events: int = 3000, writers: int = 8) -> dict[s
     for thread in threads:
         thread.join()
     return {"events_per_s": events // writers * writers / (perf_counter() - begun)}
+
+
+def append_postgres(
+    folder: Path, url: str, writers: int = 64, width: int = 3, seconds: float = 2.0
+) -> dict[str, float]:
+    """Threads that each save so many new events of an aggregate of their own at a time; one thread; and both with the
+    inserts in a function of the server's, which is its own way to be faster. The best counts."""
+    server = urlsplit(url)
+    base = {
+        "PERSISTENCE_MODULE": "eventsourcing.postgres",
+        "POSTGRES_DBNAME": server.path.lstrip("/"),
+        "POSTGRES_HOST": server.hostname or "",
+        "POSTGRES_PORT": str(server.port),
+        "POSTGRES_USER": server.username or "",
+        "POSTGRES_PASSWORD": server.password or "",
+        "POSTGRES_POOL_SIZE": str(writers),
+        "POSTGRES_SCHEMA": "public",
+    }
+    figures = {}
+    for suffix, functions in (("", "no"), ("_functions", "yes")):
+        app = Accounts(env=base | {"POSTGRES_ENABLE_DB_FUNCTIONS": functions})
+        _saves(app, 1, width, 0.2)
+        for threads in (1, writers):
+            figures[f"events_per_s_{threads}{suffix}"] = _saves(app, threads, width, seconds)
+        app.close()
+    return {"events_per_s": max(figures.values()), **figures}
+
+
+def _saves(app: Accounts, threads: int, width: int, seconds: float) -> float:
+    """Events a second that so many threads save."""
+    counts = [0] * threads
+    deadline = perf_counter() + seconds
+
+    def write(thread: int) -> None:
+        account = Account(f"a-{thread}")
+        app.save(account)
+        while perf_counter() < deadline:
+            for n in range(width):
+                account.deposit(f"o-{n}", n)
+            app.save(account)
+            counts[thread] += width
+
+    begun = perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, range(threads)))
+    return sum(counts) / (perf_counter() - begun)
 
 
 def load(folder: Path, events: int = 10_000, rounds: int = 5) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import math
@@ -14,10 +15,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from benchmarks.__main__ import main
-from benchmarks.plan import JOBS, LIMITS, ROWS, Row
+from benchmarks.plan import JOBS, LIMITS, ROWS, Probe, Row
 from benchmarks.runner import Figures, Measured
 
-from benchmarks import imports, limits, postgres, report, sagas, store
+from benchmarks import imports, limits, postgres, queues, report, sagas, store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -45,6 +46,7 @@ TINY = [
     (store.append, {"events": 20, "writers": 4}),
     (store.load, {"events": 20, "rounds": 1}),
     (store.projection, {"events": 200, "keys": 4}),
+    (queues.throughput, {"sagas": 4, "limit": 2, "rounds": 1}),
 ]
 
 
@@ -63,9 +65,10 @@ TINY_ON_POSTGRES = [
     (postgres.sequential, {"form": "declared", "steps": 3}),
     (postgres.concurrent, {"form": "function", "sagas": 3}),
     (postgres.latency, {"form": "declared", "samples": 3}),
-    (postgres.many_processes, {"processes": 2, "sagas": 4, "rounds": 2}),
+    (postgres.many_processes, {"workers": 2, "sagas": 4, "rounds": 2}),
     (postgres.enqueue, {"samples": 3, "settle": 0.1, "idle": 0.1}),
     (postgres.append, {"writers": 3, "events": 30}),
+    (queues.throughput, {"sagas": 4, "limit": 2, "workers": 2, "rounds": 1}),
 ]
 
 
@@ -112,12 +115,28 @@ def test_memory_waits_until_all_are_asleep(tmp_path: Path) -> None:
 
 
 def test_every_planned_call_names_a_measurement() -> None:
-    modules = {"imports": imports, "limits": limits, "postgres": postgres, "sagas": sagas, "store": store}
+    modules = {
+        "imports": imports, "limits": limits, "postgres": postgres, "queues": queues, "sagas": sagas, "store": store,
+    }  # fmt: skip
     probes = [probe for job in JOBS.values() for probe in (job.ours, job.limit) if probe]
     for probe in (*probes, *LIMITS):
         module, _, function = probe.call.partition(":")
         assert callable(getattr(modules[module], function)), probe.call
     assert {row.job for row in ROWS} == set(JOBS)
+
+
+@pytest.mark.parametrize(
+    "probe", [probe for job in JOBS.values() for probe in job.peers.values()], ids=lambda probe: probe.call
+)
+def test_every_planned_peer_takes_the_sizes_that_it_gets(probe: Probe) -> None:
+    script, _, function = probe.call.partition(":")
+    tree = ast.parse((ROOT / "benchmarks" / "peers" / f"{script}.py").read_text())
+    (found,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    given = {*probe.sizes, *probe.quick, *(["url"] if probe.server else [])}
+    accepted = {argument.arg for argument in (*found.args.args, *found.args.kwonlyargs)}
+    if found.args.kwarg:  # those of `pickup.measured`
+        accepted |= {"warm", "settle", "idle"}
+    assert given <= accepted
 
 
 def test_the_runner_prints_the_table_and_writes_nothing_when_quick(tmp_path: Path) -> None:
