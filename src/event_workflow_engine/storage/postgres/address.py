@@ -36,6 +36,9 @@ class Address(msgspec.Struct, frozen=True):
         listen_dsn: For the connection that is notified; ``None`` where nobody is to listen.
         pool: How many connections read at most.
         prepared: Whether statements may be prepared and kept by the connection.
+        compiled: Whether the server may compile statements as it is set to. Else it is told not to: by its estimates
+            some are costly, and compiling them takes longer than they do. It is told nothing where the URL speaks of
+            ``jit``, nor where a pooler is between (``listen``), whose other clients would get the setting, too.
     """
 
     dsn: str
@@ -44,6 +47,7 @@ class Address(msgspec.Struct, frozen=True):
     listen_dsn: str | None = None
     pool: int = 8
     prepared: bool = True
+    compiled: bool = False
 
     @classmethod
     def of(cls, url: str) -> Address:
@@ -76,7 +80,8 @@ class Address(msgspec.Struct, frozen=True):
         prepared = ours.get("prepared", "on")
         if prepared not in ("on", "off"):
             raise DefinitionError(f"{shown}: prepared={prepared!r} must be on or off")
-        return cls(dsn, shown, schema, listen, int(pool), prepared == "on")
+        compiled = "listen" in ours or "jit" in dict(query)
+        return cls(dsn, shown, schema, listen, int(pool), prepared == "on", compiled)
 
     @property
     def channel(self) -> str:
@@ -98,9 +103,20 @@ class Address(msgspec.Struct, frozen=True):
             StorageError: There is none to be had; typed by why.
         """
         try:
-            return await asyncpg.connect(**(self.options() | ({"dsn": dsn} if dsn else {})))
+            connection = await asyncpg.connect(**(self.options() | ({"dsn": dsn} if dsn else {})))
+            try:
+                await self.prepare(connection)
+            except BaseException:
+                connection.terminate()
+                raise
         except Exception as error:
             raise connecting_error(error, self.shown) from error
+        return connection
+
+    async def prepare(self, connection: asyncpg.Connection[Any]) -> None:
+        """Make the settings of a new connection."""
+        if not self.compiled:
+            await connection.execute("SET jit = off", timeout=_CONNECT_S)
 
 
 def _split(url: str, where: str = "the PostgreSQL URL") -> SplitResult:

@@ -59,7 +59,8 @@ class Connections:
         """Open the reading pool; it connects when it is asked to."""
         self.newest = None  # of another life, whose decisions have ended
         self._pool = await asyncpg.create_pool(
-            min_size=0, max_size=self.address.pool, reset=_no_reset, command_timeout=_COMMAND_S,
+            min_size=0, max_size=self.address.pool, init=self.address.prepare, reset=_no_reset,
+            command_timeout=_COMMAND_S,
             **self.address.options(),
         )  # fmt: skip
 

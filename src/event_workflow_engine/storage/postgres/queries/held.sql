@@ -3,6 +3,7 @@
 -- name: begin_held
 -- Several statements in one message. Who holds the store reads and writes elsewhere meanwhile, but not for ever. Rows
 -- just put have no statistics yet, and each page is the next stretch of an index whatever the planner thinks of them.
+-- What it then takes for costly it is not to compile.
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 
 SET LOCAL idle_in_transaction_session_timeout = '10min';
@@ -12,6 +13,8 @@ SET LOCAL statement_timeout = 0;
 SET LOCAL enable_seqscan = off;
 
 SET LOCAL enable_bitmapscan = off;
+
+SET LOCAL jit = off;
 
 SELECT ewe.lock_store();
 
