@@ -22,19 +22,24 @@ ORDER BY q.name;
 SELECT * FROM ewe.queued WHERE queue = :queue AND state = 0 AND not_before <= :now ORDER BY not_before, saga LIMIT :limit;
 
 -- name: queue_heads
--- The partitions are met by leaps along the index, so the cost goes with their number, not with that of the waiting.
+-- The partitions are met by leaps along the index, so the cost goes with their number, not with that of the waiting. How
+-- few of a partition are asked for is not known when this is planned: OFFSET keeps it from joining all of them at once.
 WITH RECURSIVE parts AS (
-    SELECT (SELECT min(partition) FROM ewe.queued WHERE queue = :queue AND state = 1) AS partition
+    (SELECT partition FROM ewe.queued WHERE queue = :queue AND state = 1 ORDER BY partition LIMIT 1)
     UNION ALL
-    SELECT (SELECT min(w.partition) FROM ewe.queued AS w
-            WHERE w.queue = :queue AND w.state = 1 AND w.partition > parts.partition)
+    SELECT (SELECT w.partition FROM ewe.queued AS w
+            WHERE w.queue = :queue AND w.state = 1 AND w.partition > parts.partition
+            ORDER BY w.partition LIMIT 1)
     FROM parts WHERE parts.partition IS NOT NULL),
 share AS (
     SELECT greatest(1, least(:each, :most / greatest(1, count(partition)))) AS each FROM parts)
 SELECT head.*, share.each FROM share CROSS JOIN parts CROSS JOIN LATERAL (
-    SELECT q.*, s.fence FROM ewe.queued AS q JOIN ewe.sagas AS s ON s.id = q.saga
+    SELECT q.*, s.fence FROM ewe.queued AS q CROSS JOIN LATERAL (
+        SELECT one.fence FROM ewe.sagas AS one
+        WHERE one.id = q.saga
+          AND jsonb_build_array(one.saga, one.saga_version) IN (SELECT jsonb_array_elements(:sagas::jsonb))
+        OFFSET 0) AS s
     WHERE q.queue = :queue AND q.state = 1 AND q.partition = parts.partition
-      AND jsonb_build_array(s.saga, s.saga_version) IN (SELECT jsonb_array_elements(:sagas::jsonb))
     ORDER BY q.priority DESC, q.enqueued_at, q.saga
     LIMIT (SELECT each FROM share)) AS head
 ORDER BY head.partition, head.priority DESC, head.enqueued_at, head.saga;
