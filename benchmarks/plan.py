@@ -173,15 +173,15 @@ JOBS: dict[str, Job] = {
         for form in ("declared", "function")
     },
     "pg-enqueue": Job(
-        _pg("enqueue", {"samples": 20, "settle": 0.1}, repeat=1),
+        _pg("enqueue", {"samples": 20, "settle": 0.1, "idle": 1}, repeat=1),
         None,
         {
-            "DBOS": _pg_peer("dbos_sagas:enqueue", _PICKUP_QUICK, samples=60, warm=3),
-            "DBOS, poll 0.05 s": _pg_peer("dbos_sagas:enqueue", _PICKUP_QUICK, samples=200, poll=0.05),
+            "DBOS": _pg_peer("dbos_sagas:enqueue", _PICKUP_QUICK, samples=40, warm=3),
+            "DBOS, poll 0.05 s": _pg_peer("dbos_sagas:enqueue", _PICKUP_QUICK, samples=150, poll=0.05),
             "procrastinate": _pg_peer("procrastinate_queue:enqueue", _PICKUP_QUICK),
             "PgQueuer": _pg_peer("pgqueuer_queue:enqueue", _PICKUP_QUICK),
             "Absurd": _pg_peer("absurd_tasks:enqueue", _PICKUP_QUICK, samples=100, warm=3),
-            "Absurd, poll 0.05 s": _pg_peer("absurd_tasks:enqueue", _PICKUP_QUICK, samples=200, poll=0.05),
+            "Absurd, poll 0.05 s": _pg_peer("absurd_tasks:enqueue", _PICKUP_QUICK, samples=150, poll=0.05),
         },
     ),
     "pg-append": Job(

@@ -221,7 +221,9 @@ async def _now() -> int:
 timed = Saga("timed", [SagaStep("now", _now)])
 
 
-def enqueue(folder: Path, *, url: str, samples: int = 300, settle: float = 11.0, idle: float = 5.0) -> dict[str, float]:
+def enqueue(
+    folder: Path, *, url: str, samples: int = 300, settle: float = 11.0, idle: float = 10.0
+) -> dict[str, float]:
     """From starting a saga in one process until its first action runs in another; and the other's idle queries."""
 
     async def main() -> dict[str, float]:

@@ -135,7 +135,7 @@ def concurrent(folder: Path, url: str, sagas: int = 1000, steps: int = 5) -> dic
 
 
 def enqueue(
-    folder: Path, url: str, samples: int = 200, poll: float = 0.25, spread: float = 0.0, **times: float
+    folder: Path, url: str, samples: int = 150, poll: float = 0.25, spread: float = 0.0, **times: float
 ) -> dict[str, float]:
     """One task after another, spawned here and run there: until its first step runs."""
     install(url)

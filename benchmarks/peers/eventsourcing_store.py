@@ -119,7 +119,7 @@ def append_threads(folder: Path, events: int = 3000, writers: int = 8) -> dict[s
 
 
 def append_postgres(
-    folder: Path, url: str, writers: int = 64, width: int = 3, seconds: float = 2.0
+    folder: Path, url: str, writers: int = 64, width: int = 3, seconds: float = 1.5
 ) -> dict[str, float]:
     """Threads that each save so many new events of an aggregate of their own at a time; one thread; and both with the
     inserts in a function of the server's, which is its own way to be faster. The best counts."""

@@ -17,7 +17,7 @@ from pgqueuer.models import Job
 from pgqueuer.queries import Queries
 
 
-def enqueue(folder: Path, url: str, samples: int = 200, spread: float = 0.01, **times: float) -> dict[str, float]:
+def enqueue(folder: Path, url: str, samples: int = 150, spread: float = 0.01, **times: float) -> dict[str, float]:
     """One job after another, enqueued here and run there: asyncpg, uvloop, durable tables, as by its command line."""
 
     async def main() -> dict[str, float]:

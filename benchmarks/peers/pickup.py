@@ -44,7 +44,7 @@ async def measured(
     rest: float = 0.1,
     warm: int = 20,
     settle: float = 11.0,
-    idle: float = 20.0,
+    idle: float = 10.0,
 ) -> dict[str, float]:
     """Enqueue one job after another, each at a moment that no poll knows; then let all idle, and count transactions.
 

@@ -24,7 +24,7 @@ def application(url: str) -> procrastinate.App:
     return app
 
 
-def enqueue(folder: Path, url: str, samples: int = 200, spread: float = 0.01, **times: float) -> dict[str, float]:
+def enqueue(folder: Path, url: str, samples: int = 150, spread: float = 0.01, **times: float) -> dict[str, float]:
     """One job after another, deferred here and run there; the worker is told by LISTEN/NOTIFY, as it is by default."""
 
     async def main() -> dict[str, float]:
