@@ -108,6 +108,7 @@ class PostgresServer:
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._password = secrets.token_hex(8)
+        self._pid = 0
         self.port = 0
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -186,7 +187,9 @@ class PostgresServer:
         """
         if self._process is None:
             raise StorageUnavailableError("the PostgreSQL server does not run: start it first")
-        return int((self._data / "postmaster.pid").read_text().splitlines()[0])
+        # Remembered, so that a server can be ended whose disk no longer tells.
+        self._pid = self._pid or int((self._data / "postmaster.pid").read_text().splitlines()[0])
+        return self._pid
 
     def url(
         self,
@@ -307,7 +310,10 @@ class PostgresServer:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except (FileNotFoundError, PermissionError):
             return False
-        return len(lines) >= _STATUS_LINE and lines[_STATUS_LINE - 1].strip() == "ready"
+        if len(lines) < _STATUS_LINE or lines[_STATUS_LINE - 1].strip() != "ready":
+            return False
+        self._pid = int(lines[0])
+        return True
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is None:
@@ -320,7 +326,7 @@ class PostgresServer:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(child, signal.SIGKILL)
             os.kill(pid, how)
-        process, self._process = self._process, None
+        process, self._process, self._pid = self._process, None, 0
         if how is signal.SIGKILL and process.stdin is not None:
             process.stdin.close()  # where there was no process id to be read
         process.wait()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from event_workflow_engine.testing.postgres import PostgresServer
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tests.guarantees.recording import Tally
 
@@ -90,7 +91,14 @@ async def ended(engine: WorkflowEngine, case: str, saga_id: str) -> str:
 
 
 async def soak(
-    server: PostgresServer, folder: Path, rng: random.Random, *, sagas: int, worker_kills: int, server_kills: int
+    server: PostgresServer,
+    folder: Path,
+    rng: random.Random,
+    *,
+    sagas: int,
+    worker_kills: int,
+    server_kills: int,
+    kill_server: Callable[[], None] | None = None,
 ) -> None:
     ledger = folder / "ledger"
     engine = WorkflowEngine(server.url(), config=EngineConfig(worker=False, auto_upgrade=True))
@@ -110,7 +118,7 @@ async def soak(
                 if what == "worker":
                     workers.kill(victim)
                 elif what == "server":
-                    await asyncio.to_thread(server.restart, kill=True)
+                    await asyncio.to_thread(kill_server or partial(server.restart, kill=True))
                 else:
                     stopped = workers.running[victim].pid
                     os.kill(stopped, signal.SIGSTOP)

@@ -7,18 +7,19 @@ import logging
 import math
 import shutil
 import sqlite3
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 from functools import partial
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.integration.storage.faulty import NEVER, Faulty, Way, check, make, play, stores
 from tests.integration.storage.kit import connecting
+from tests.integration.storage.pouring import step
 
 from event_workflow_engine import Saga, SagaStep, StepContext, WorkflowEngine, WorkflowState
-from event_workflow_engine.errors import StorageError, StorageUnavailableError, VersionConflictError
+from event_workflow_engine.errors import StorageError
 from event_workflow_engine.storage.group_commit import QUEUE_LIMIT
-from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit, Written
+from event_workflow_engine.storage.port import Row, Unit
 from event_workflow_engine.storage.sql_files import Migration
 from event_workflow_engine.storage.sqlite import SqliteStorage, checkpoints
 from event_workflow_engine.storage.sqlite.connection import connect, open_writer, use_wal
@@ -27,15 +28,12 @@ from event_workflow_engine.testing.disk import FaultyDisk
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from tests.guarantees.recording import Tally
 
     from event_workflow_engine.testing.disk import Operation
-
-STREAMS = ("a", "b", "c")
-NEVER = 10**9
 
 
 @pytest.fixture(autouse=True)
@@ -45,84 +43,7 @@ def many_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "MANY_BATCHES", 2)
 
 
-def step(stream: str, version: int, size: int = 2) -> Unit:
-    """An event at an exact version, and a counter that is raised with it."""
-    new = f"{stream} {version}"
-    row = Row("sagas", "upsert", (stream,), {"fence": version + 1})
-    return Unit(new, 1, (Append(stream, (NewRecord(new, "t", b"x" * size),), version),), (row,))
-
-
-def make(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
-
-
-async def check(path: Path, acknowledged: list[str]) -> None:
-    """All of it is there, streams have no gaps, rows agree with their streams, and SQLite finds the file whole."""
-    async with SqliteStorage(path) as storage:
-        stored = [record.id for record in await storage.read_log(limit=1_000_000)]
-        assert set(acknowledged) <= set(stored), "what was acknowledged is there"
-        assert len(stored) == len(set(stored))
-        for stream in STREAMS:
-            records = await storage.read_stream(stream, limit=1_000_000)
-            assert [record.id for record in records] == [f"{stream} {n}" for n in range(len(records))]
-            row = await storage.get("sagas", (stream,))
-            assert (row["fence"] if row else 0) == len(records)
-        await storage.write(step("afterwards", 0))
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-
-
 # -- power -------------------------------------------------------------------------------------------------------------
-
-
-class PowerLosses:
-    """What power losses at random moments would leave, each with what was acknowledged by then."""
-
-    def __init__(self, disk: FaultyDisk, folder: Path, rng: random.Random, apart: int, keep: float | None) -> None:
-        self._disk = disk
-        self._folder = folder
-        self._rng = rng
-        self._apart = apart
-        self._keep = keep
-        self.acknowledged: list[str] = []
-        self.left: list[tuple[Path, list[str]]] = []
-        self._again()
-
-    def _again(self) -> None:
-        self._disk.at(self._rng.randrange(1, 2 * self._apart), self._lose)
-
-    def _lose(self) -> None:
-        folder = make(self._folder / str(len(self.left)))
-        self.left.append((self._disk.lose_power(folder, keep=self._keep), list(self.acknowledged)))
-        self._again()
-
-
-async def pour(storage: SqliteStorage, losses: PowerLosses, stream: str, rounds: int) -> None:
-    for version in range(rounds):
-        written = await storage.write(step(stream, version, size=3 ** (version % 9)))
-        losses.acknowledged.append(written.unit_id)
-
-
-async def play(
-    folder: Path,
-    rng: random.Random,
-    rounds: int,
-    apart: int,
-    *,
-    keep: float | None = None,
-    connect: Any = connect,
-    stores: int = 1,
-) -> PowerLosses:
-    with FaultyDisk(make(folder) / "a.db", rng) as disk:
-        losses = PowerLosses(disk, folder / "left", rng, apart, keep)
-        async with AsyncExitStack() as opened:
-            opening = [SqliteStorage(disk.path, connect=connect) for _ in range(stores)]
-            storages = [await opened.enter_async_context(storage) for storage in opening]
-            shares = zip(STREAMS, cycle(storages), strict=False)
-            await asyncio.gather(*(pour(storage, losses, stream, rounds) for stream, storage in shares))
-            disk.at(NEVER, losses.left.clear)
-    return losses
 
 
 @pytest.fixture
@@ -160,8 +81,7 @@ async def test_each_commit_is_on_disk_before_it_is_acknowledged(
 async def test_what_several_acknowledged_is_on_disk_when_the_power_goes_for_all(
     tmp_path: Path, rng: random.Random, tally: Tally, keep: float | None
 ) -> None:
-    """Each has connections and locks of its own, as processes have; the disk under them is one, and so is its end."""
-    losses = await play(tmp_path / "a", rng, rounds=25, apart=60, keep=keep, stores=3)
+    losses = await play(tmp_path / "a", rng, rounds=25, apart=60, keep=keep, number=3)
     assert len(losses.left) > 2
     tally.count(runs=1, faults=len(losses.left))
     for path, acknowledged in losses.left:
@@ -204,153 +124,74 @@ async def test_a_store_that_does_not_sync_each_commit_is_seen_to_lose_some(
 # -- the N-th operation fails --------------------------------------------------------------------------------------------
 
 FULL = sqlite3.SQLITE_FULL
-SYNC = pytest.mark.proves("sync-fails", store="sqlite")
-ROOM = pytest.mark.proves("disk-full", store="sqlite")
-FAULTS = [
+FAULTS: list[tuple[Operation, int | None]] = [
     ("sync", None), ("write", None), ("write", FULL), ("truncate", None), ("create", None), ("delete", None),
 ]  # fmt: skip
 
 
-async def attempt(storage: SqliteStorage, units: list[Unit], acknowledged: dict[str, Written]) -> None:
-    results = await asyncio.gather(*(storage.write(one) for one in units), return_exceptions=True)
-    for one, result in zip(units, results, strict=True):
-        if isinstance(result, Written):
-            assert acknowledged.setdefault(one.id, result) == result
-        else:
-            assert isinstance(result, StorageError | VersionConflictError), result
+def proven(way: Way) -> Any:
+    """A test's parameter, with the cell that it tries."""
+    row, store = "disk-full" if way.code else "sync-fails", "sqlite" if way.number == 1 else "sqlite-shared"
+    shown = ", ".join(str(part) for part in way if part is not None)
+    return pytest.param(way, marks=pytest.mark.proves(row, store=store), id=shown)
 
 
-class Faulty:
-    """A store whose disk fails once, or for a while, from a number of operations on."""
+@pytest.fixture
+def fail_everywhere(
+    tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture, tally: Tally
+) -> Callable[[Way, int], Awaitable[None]]:
+    """Play a way of failing at each operation, or at some."""
 
-    def __init__(self, folder: Path, rng: random.Random, fault: dict[str, Any], told: Callable[[], list[str]]) -> None:
-        self._folder = make(folder)
-        self._told = told
-        self._fault = fault
-        self.acknowledged: dict[str, Written] = {}
-        self.rounds = [[step(stream, n, size=3000) for stream in STREAMS] for n in range(3)]
-        self.disk = FaultyDisk(folder / "a.db", rng)
-        self.reached = 0
-
-    async def work(self) -> bool:
-        """Work while it fails, and on when it works again; whether it had failed."""
-        with self.disk:
-            async with SqliteStorage(self.disk.path) as storage:
-                self._arm()
-                for units in self.rounds:
-                    await attempt(storage, units, self.acknowledged)
-                    await storage.last_position()
-                met = self._healed()
-                told = [line for line in self._told() if "could not be written" in line or "checkpoint failed" in line]
-                assert met <= len(told), "a line tells of it"
-                assert len(told) <= 1 or self._fault["times"] > 1, told
-                await self._all_lands(storage)
-        await check(self._folder / "a.db", list(self.acknowledged))
-        return met
-
-    async def whole_life(self) -> bool:
-        """The same from opening to closing."""
-        with self.disk:
-            self._arm()
-            try:
-                async with SqliteStorage(self.disk.path) as storage:
-                    for units in self.rounds:
-                        await attempt(storage, units, self.acknowledged)
-            except StorageUnavailableError:
-                assert not self.acknowledged, "only opening raises"
-            met = self._healed()
-            async with SqliteStorage(self.disk.path) as storage:
-                await self._all_lands(storage)
-        return met
-
-    def _arm(self) -> None:
-        self._before = self.disk.counts[self._fault["operation"]]
-        self.disk.fail(**self._fault)
-
-    def _healed(self) -> bool:
-        self.disk.heal()
-        self.reached = self.disk.counts[self._fault["operation"]] - self._before
-        return self.disk.failed > 0
-
-    async def _all_lands(self, storage: SqliteStorage) -> None:
-        """As callers do who were refused, and whose later units had lost their version by that; then the power goes."""
-        for units in self.rounds:
-            await attempt(storage, units, self.acknowledged)
-        assert set(self.acknowledged) == {one.id for units in self.rounds for one in units}
-        for name, written in self.acknowledged.items():
-            assert await storage.outcome(name) == written
-        await check(self.disk.lose_power(make(self._folder / "left")), list(self.acknowledged))
-
-
-async def fail_everywhere(
-    folder: Path,
-    rng: random.Random,
-    caplog: pytest.LogCaptureFixture,
-    whole: bool,
-    some: int,
-    fault: dict[str, Any],
-    tally: Tally,
-) -> None:
     def told() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
-    async def play(at: int) -> tuple[bool, int]:
+    async def play(way: Way, at: int) -> tuple[bool, int]:
         caplog.clear()
-        one = Faulty(folder / str(at), rng, {**fault, "at": at}, told)
-        return await (one.whole_life() if whole else one.work()), one.reached
+        one = Faulty(tmp_path / str(at), rng, way, at, told)
+        return await (one.whole_life() if way.whole else one.work()), one.reached
 
-    _, last = await play(NEVER)
-    points = list(range(1, last + 1))
-    chosen = points if last <= some else sorted(rng.sample(points, some))
-    # A checkpoint more or less is a matter of timing.
-    failed = [at for at in chosen if (await play(at))[0]]
-    assert len(failed) >= len(chosen) - 2
-    tally.count(runs=1 + len(chosen), faults=len(failed))
+    async def play_all(way: Way, some: int) -> None:
+        _, last = await play(way, NEVER)
+        # A checkpoint more or less is a matter of timing, and under several stores it is many.
+        sure, slack = (last, 2) if way.number == 1 else (last // 2, last // 4)
+        points = list(range(1, sure + 1))
+        chosen = points if sure <= some else sorted(rng.sample(points, some))
+        failed = [at for at in chosen if (await play(way, at))[0]]
+        assert len(failed) >= len(chosen) - slack
+        assert failed
+        tally.count(runs=1 + len(chosen), faults=len(failed))
+
+    return play_all
 
 
 @pytest.mark.parametrize(
-    ("operation", "code", "times", "whole"),
+    "way",
     [
-        pytest.param("sync", None, 1, False, marks=SYNC),
-        pytest.param("sync", None, math.inf, True, marks=SYNC),
-        pytest.param("write", FULL, 1, False, marks=ROOM),
+        proven(Way("sync")),
+        proven(Way("sync", times=math.inf, whole=True)),
+        proven(Way("write", FULL)),
+        proven(Way("sync", number=3)),
+        proven(Way("write", FULL, number=3)),
     ],
 )
-async def test_an_operation_fails(
-    tmp_path: Path,
-    rng: random.Random,
-    caplog: pytest.LogCaptureFixture,
-    whole: bool,
-    operation: Operation,
-    code: int | None,
-    times: float,
-    tally: Tally,
-) -> None:
-    await fail_everywhere(
-        tmp_path, rng, caplog, whole, 2, {"operation": operation, "code": code, "times": times}, tally
-    )
+async def test_an_operation_fails(way: Way, fail_everywhere: Callable[[Way, int], Awaitable[None]]) -> None:
+    await fail_everywhere(way, 3 if way.number > 1 else 2)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("whole", [False, True], ids=["at work", "from opening to closing"])
-@pytest.mark.parametrize("times", [1, 3, math.inf])
 @pytest.mark.parametrize(
-    ("operation", "code"), [pytest.param(*fault, marks=ROOM if fault[1] else SYNC) for fault in FAULTS]
+    "way",
+    [
+        proven(Way(*fault, times, whole, number))
+        for fault in FAULTS
+        for times in (1, 3, math.inf)
+        for whole in (False, True)
+        for number in (1, 3)
+    ],
 )
-async def test_any_operation_fails(
-    tmp_path: Path,
-    rng: random.Random,
-    caplog: pytest.LogCaptureFixture,
-    whole: bool,
-    operation: Operation,
-    code: int | None,
-    times: float,
-    tally: Tally,
-) -> None:
-    await fail_everywhere(
-        tmp_path, rng, caplog, whole, NEVER, {"operation": operation, "code": code, "times": times}, tally
-    )
+async def test_any_operation_fails(way: Way, fail_everywhere: Callable[[Way, int], Awaitable[None]]) -> None:
+    await fail_everywhere(way, NEVER if way.number == 1 else 25)
 
 
 # -- who comes after a process that was killed before it had synced ------------------------------------------------------
@@ -424,6 +265,34 @@ async def test_while_the_disk_hangs_reads_answer_and_callers_may_leave(tmp_path:
             assert len(told) == QUEUE_LIMIT
             assert await storage.outcome("b 0") is not None, "it was sent when its caller left"
             assert await storage.outcome("a 11") is None, "it was not, and was withdrawn"
+            left_by = await asyncio.to_thread(disk.lose_power, make(tmp_path / "left"), keep=0)
+    await check(left_by, acknowledged)
+
+
+@pytest.mark.proves("disk-hangs", store="sqlite-shared", faults=1)
+async def test_while_the_disk_hangs_below_several_reads_answer_and_writes_wait(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    """One of them hangs with the file's locks, and those behind it wait for these in turn."""
+    with FaultyDisk(tmp_path / "a.db", rng) as disk:
+        async with stores(disk.path, 3) as storages:
+            first = {
+                (await storage.write(step(stream, 0))).unit_id for stream, storage in zip("abc", storages, strict=True)
+            }
+            disk.hang()
+            sent = [
+                asyncio.create_task(storage.write(step(stream, 1)))
+                for stream, storage in zip("abc", storages, strict=True)
+            ]
+            assert await asyncio.to_thread(disk.wait_hung, 20)
+            for storage in storages:
+                assert {record.id for record in await storage.read_log()} == first
+                assert await storage.last_position() == 3
+            sent[0].cancel()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(asyncio.wait(sent[1:], return_when="FIRST_COMPLETED")), 0.2)
+            disk.heal()
+            acknowledged = first | {(await task).unit_id for task in sent[1:]}
             left_by = await asyncio.to_thread(disk.lose_power, make(tmp_path / "left"), keep=0)
     await check(left_by, acknowledged)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.integration.storage.kit import unit
+from tests.integration.storage.pouring import attempt
 from tests.integration.storage.test_processes import check_log, rest_of, start
 
-from event_workflow_engine.errors import StorageError, StorageUnavailableError, VersionConflictError
+from event_workflow_engine.errors import StorageUnavailableError
 from event_workflow_engine.storage.port import Row, Unit, Written
 from event_workflow_engine.storage.sqlite import SqliteStorage
 
@@ -99,12 +100,12 @@ async def test_every_statement_fails_once(tmp_path: Path, after: bool, tally: Ta
         rounds = [[step("a", n), step("b", n), Unit(f"rows-{n}", 1, rows=(slot(n),))] for n in range(2)]
         acknowledged: dict[str, Written] = {}
         for units in rounds:
-            await attempt(storage, units, acknowledged)
+            await attempt([storage], units, acknowledged)
         fault.armed = False
         # Some were refused, then those behind them conflicted: all again, as a caller would who has the units at hand.
         for units in rounds:
             first = dict(acknowledged)
-            await attempt(storage, units, acknowledged)
+            await attempt([storage], units, acknowledged)
             assert {name: acknowledged[name] for name in first} == first
         assert set(acknowledged) == {one.id for units in rounds for one in units}
         for name in ("a", "b"):
@@ -146,10 +147,10 @@ async def test_a_statement_fails_beside_a_process_that_goes_on(
         rounds = [[step(name, n) for name in streams] for n in range(2)]
         fault.armed = True
         for units in rounds:
-            await attempt(storage, units, acknowledged)
+            await attempt([storage], units, acknowledged)
         fault.armed = False
         for units in rounds:
-            await attempt(storage, units, acknowledged)
+            await attempt([storage], units, acknowledged)
         assert sorted(told) == sorted(acknowledged) == sorted(one.id for units in rounds for one in units)
         mine |= set(acknowledged)
         failed += fault.failed_at != ""
@@ -162,16 +163,6 @@ async def test_a_statement_fails_beside_a_process_that_goes_on(
 
 def slot(number: int) -> Row:
     return Row("slots", "insert", ("task", number), {"done": 0})
-
-
-async def attempt(storage: SqliteStorage, units: list[Unit], acknowledged: dict[str, Written]) -> None:
-    results = await asyncio.gather(*(storage.write(one) for one in units), return_exceptions=True)
-    for one, result in zip(units, results, strict=True):
-        if isinstance(result, Written):
-            assert acknowledged.setdefault(one.id, result) == result
-            assert await storage.outcome(one.id) == result
-        else:
-            assert isinstance(result, StorageError | VersionConflictError), result
 
 
 @pytest.mark.parametrize("text", ["COMMIT", "INSERT INTO events", "BEGIN"])
