@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.long, pytest.mark.needs_root, pytest.mark.timeout(300)
 LARGE = 400_000
 """Bytes for which a table has to grow."""
 
+HANGING = "SELECT wait_event FROM pg_stat_activity WHERE wait_event_type = 'IO' AND backend_type = 'client backend'"
+
 
 @pytest.fixture
 def disk() -> Iterator[Volume]:
@@ -259,12 +261,16 @@ async def test_while_the_disk_of_the_server_hangs_reads_answer_and_callers_may_l
     server: PostgresServer, frozen: Volume
 ) -> None:
     async with open_storage(server.url(), auto_upgrade=True) as storage, open_storage(server.url()) as second:
-        first = {(await storage.write(step("a", 0))).unit_id, (await second.write(step("b", 0))).unit_id}
+        both = ((storage, "a"), (second, "b"))
+        # By then the server has all files open that it writes to.
+        first = {(await one.write(step(stream, n))).unit_id for n in range(5) for one, stream in both}
         assert await ids_in(storage) == await ids_in(second) == first
         frozen.freeze()
-        sent = [asyncio.create_task(one.write(step(stream, 1))) for one, stream in ((storage, "a"), (second, "b"))]
-        assert not (await asyncio.wait(sent, timeout=0.5))[0]
-        behind = [asyncio.create_task(storage.write(step("a", 2 + n))) for n in range(3)]
+        sent = [asyncio.create_task(one.write(step(stream, 5))) for one, stream in both]
+        async with asyncio.timeout(20):
+            while "Wal" not in await asyncio.to_thread(server.query, HANGING):
+                pass
+        behind = [asyncio.create_task(storage.write(step("a", 6 + n))) for n in range(3)]
         assert not (await asyncio.wait([*sent, *behind], timeout=0.5))[0]
         assert await ids_in(storage) == await ids_in(second) == first
         behind[-1].cancel()
@@ -272,7 +278,7 @@ async def test_while_the_disk_of_the_server_hangs_reads_answer_and_callers_may_l
             await behind[-1]
         frozen.thaw()
         acknowledged = [(await task).unit_id for task in (*sent, *behind[:-1])]
-        assert await storage.outcome("a 4") is None, "it was not sent, and was withdrawn"
+        assert await storage.outcome("a 8") is None, "it was not sent, and was withdrawn"
         await check_streams(storage, [*first, *acknowledged])
 
 
