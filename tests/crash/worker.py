@@ -17,24 +17,28 @@ SAGA_ID = "c-1"
 LEASE = 0.5  # where no file lock tells that the last one is dead
 
 
+async def run(engine: WorkflowEngine, case: str) -> dict[str, Any]:
+    """Ask for the saga, say to it what it waits for, and see how it ends."""
+    saga, value = CASES[case]
+    handle = await engine.start(saga, value, id=SAGA_ID)
+    if case == "function":
+        with contextlib.suppress(SagaEndedError):
+            await handle.signal(GO, "taxi", id="go")
+    try:
+        result = await handle.result()
+    except SagaFailedError as error:
+        return {"status": error.status, "compensated": error.report.compensated}
+    return {"status": "COMPLETED", "result": dict(result) if hasattr(result, "items") else result}
+
+
 async def work(job: dict[str, Any]) -> dict[str, Any]:
     os.environ[LEDGER] = job["ledger"]
-    saga, value = CASES[job["case"]]
     async with open_storage(job["url"], auto_upgrade=True) as storage:
         killing = KillingStorage(storage, job["when"], job["at"])
         engine = WorkflowEngine(killing, config=EngineConfig(threads=2, lease=LEASE))  # type: ignore[arg-type]
-        engine.register(saga)
+        engine.register(CASES[job["case"]][0])
         async with engine:
-            handle = await engine.start(saga, value, id=SAGA_ID)
-            if job["case"] == "function":
-                with contextlib.suppress(SagaEndedError):
-                    await handle.signal(GO, "taxi", id="go")
-            try:
-                result = await handle.result()
-            except SagaFailedError as error:
-                ended: dict[str, Any] = {"status": error.status, "compensated": error.report.compensated}
-            else:
-                ended = {"status": "COMPLETED", "result": dict(result) if hasattr(result, "items") else result}
+            ended = await run(engine, job["case"])
     return {**ended, "counts": killing.counts}
 
 
