@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from event_workflow_engine import (
     CompensationContext,
@@ -21,9 +22,6 @@ from event_workflow_engine import (
     step,
     wait_for_signal,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LEDGER = "EWE_CRASH_LEDGER"
 GO = Signal("go", str)
@@ -65,6 +63,22 @@ def act_in_thread(ctx: StepContext[Any]) -> str:
 
 async def refuse() -> None:
     raise ValueError("refused")
+
+
+async def hang(ctx: StepContext[Any]) -> None:
+    write("do", ctx.idempotency_key)
+    await asyncio.Event().wait()
+
+
+def bank(ledger: str) -> Path:
+    """A file that is there when the bank is open."""
+    return Path(f"{ledger}.open")
+
+
+async def undo_at_the_bank(ctx: CompensationContext[Any, str]) -> None:
+    if not bank(os.environ[LEDGER]).exists():
+        raise RuntimeError("the bank is closed")
+    await undo(ctx)
 
 
 async def fail_once(ctx: StepContext[Any]) -> str:
@@ -155,3 +169,32 @@ CASES: dict[str, tuple[Saga[Any, Any], Any]] = {
     "function": (function, "ann"),
     "undone": (undone, "bob"),
 }
+
+stuck = Saga(
+    "stuck",
+    [
+        SagaStep("a", act, undo),
+        SagaStep("hang", hang, undo, timeout=0.05, retry=RetryPolicy(attempts=1)),
+        SagaStep("refuse", refuse),
+    ],
+    sequential=True,
+)
+standing = Saga(
+    "standing",
+    [
+        SagaStep("a", act, undo),
+        SagaStep("b", act, undo_at_the_bank, compensation_retry=RetryPolicy(attempts=2, delay=0, jitter=0)),
+        SagaStep("c", act, undo),
+        SagaStep("refuse", refuse),
+    ],
+    sequential=True,
+)
+
+FAILING: dict[str, tuple[Saga[Any, Any], Any]] = {
+    **{name: CASES[name] for name in ("dag", "undone")},
+    "stuck": (stuck, None),
+    "standing": (standing, None),
+}
+"""They fail, each in its way; one cannot be undone while the bank is closed."""
+
+ALL = {**CASES, **FAILING}

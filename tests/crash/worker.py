@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from tests.crash.killing import KillingStorage, serve
-from tests.crash.sagas import CASES, GO, LEDGER
+from tests.crash.sagas import ALL, GO, LEDGER
 
 from event_workflow_engine import EngineConfig, SagaFailedError, WorkflowEngine
 from event_workflow_engine.errors import SagaEndedError
@@ -19,7 +19,7 @@ LEASE = 0.5  # where no file lock tells that the last one is dead
 
 async def run(engine: WorkflowEngine, case: str) -> dict[str, Any]:
     """Ask for the saga, say to it what it waits for, and see how it ends."""
-    saga, value = CASES[case]
+    saga, value = ALL[case]
     handle = await engine.start(saga, value, id=SAGA_ID)
     if case == "function":
         with contextlib.suppress(SagaEndedError):
@@ -36,7 +36,7 @@ async def work(job: dict[str, Any]) -> dict[str, Any]:
     async with open_storage(job["url"], auto_upgrade=True) as storage:
         killing = KillingStorage(storage, job["when"], job["at"])
         engine = WorkflowEngine(killing, config=EngineConfig(threads=2, lease=LEASE))  # type: ignore[arg-type]
-        engine.register(CASES[job["case"]][0])
+        engine.register(ALL[job["case"]][0])
         async with engine:
             ended = await run(engine, job["case"])
     return {**ended, "counts": killing.counts}
