@@ -13,6 +13,7 @@ from event_workflow_engine import history as h
 from event_workflow_engine import planner
 from event_workflow_engine.context import StepContext
 from event_workflow_engine.errors import StorageError
+from event_workflow_engine.feeds import Feed, Tail
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import Journal
 from event_workflow_engine.outcomes import Outcome
@@ -31,9 +32,11 @@ from event_workflow_engine.storage.port import Written
 from event_workflow_engine.testing.simulation.server import SimulatedStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import pytest
+
+    from event_workflow_engine.storage.port import Record
 
 PLANTED: Final[dict[str, Callable[[pytest.MonkeyPatch], None]]] = {}
 
@@ -424,6 +427,30 @@ def what_was_missed_is_run_whatever_the_policy(patch: pytest.MonkeyPatch) -> Non
         return fired or [slot], following
 
     patch.setattr(WorkflowScheduler, "_slots", always)
+
+
+# -- readers of the log ----------------------------------------------------------------------------------------------
+
+
+@planted
+def whoever_had_a_feed_still_moves_it(patch: pytest.MonkeyPatch) -> None:
+    move = Feed.move
+
+    def trusting(self: Feed, position: int, **values: Any) -> Any:
+        return msgspec.structs.replace(move(self, position, **values), where={})
+
+    patch.setattr(Feed, "move", trusting)
+
+
+@planted
+def a_tail_knows_the_end_that_it_looks_at_behind_the_records(patch: pytest.MonkeyPatch) -> None:
+    async def look(self: Tail, limit: int, types: Sequence[str] = (), categories: Sequence[str] = ()) -> list[Record]:
+        records = await self._storage.read_log(after=self.position, limit=limit, types=types, categories=categories)
+        self._end = await self._look_at_end()
+        self.more = len(records) == limit
+        return records
+
+    patch.setattr(Tail, "look", look)
 
 
 # -- reads that fail -------------------------------------------------------------------------------------------------

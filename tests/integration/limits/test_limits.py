@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.integration.limits.kit import (
+    MEBIBYTE,
+    ONCE,
+    Walked,
+    append_many,
+    check_slow_subscriber,
+    in_memory,
+    long,
+    of_size,
+)
 
 from event_workflow_engine import (
     NewEvent,
-    RetryPolicy,
     Saga,
     SagaFailedError,
     SagaStep,
     StepContext,
     WorkflowEngine,
-    event,
     saga,
     sleep,
-    step,
 )
 from event_workflow_engine.codecs import LARGEST
 from event_workflow_engine.errors import DefinitionError, EncodeError
@@ -42,29 +47,11 @@ pytestmark = [
     pytest.mark.parametrize("store_url", ["sqlite", "postgres"], indirect=True),
 ]
 
-MEBIBYTE = 2**20
-ONCE = RetryPolicy(attempts=1)
-
-
-@event("limits-walked")
-@dataclass(frozen=True)
-class Walked:
-    number: int
-
 
 @pytest.fixture
 async def storage(store_url: str) -> AsyncIterator[Storage]:
     async with open_storage(store_url, auto_upgrade=True) as opened:
         yield opened
-
-
-def of_size(size: int) -> Saga[None, Any]:
-    """A saga with a result of so many bytes of JSON."""
-
-    async def make(ctx: StepContext[None]) -> str:
-        return "x" * (size - 2)
-
-    return Saga("limits-of-size", [SagaStep("make", make, retry=ONCE)])
 
 
 async def test_payloads_and_results_of_a_mebibyte_are_kept(storage: Storage) -> None:
@@ -127,19 +114,6 @@ async def test_names_of_streams_have_400_characters(storage: Storage) -> None:
                 await engine.store.append(name + letter, Walked(1))
 
 
-async def walk(number: int) -> int:
-    return number
-
-
-@saga("limits-long")
-async def long(size: tuple[int, int]) -> int:
-    (steps, at_once), walked = size, 0
-    for first in range(0, steps, at_once):
-        done = (step(walk, n, name=f"walk-{n}") for n in range(first, min(steps, first + at_once)))
-        walked += len(await asyncio.gather(*done))
-    return walked
-
-
 async def check_long(storage: Storage, caplog: pytest.LogCaptureFixture, steps: int, at_once: int) -> None:
     caplog.set_level(logging.WARNING)
     async with WorkflowEngine(storage) as engine:
@@ -164,11 +138,6 @@ async def test_a_saga_of_5_000_steps_ends_and_the_log_says_that_it_is_long(
 @pytest.mark.timeout(600)
 async def test_a_saga_of_10_000_steps_one_by_one_ends(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
     await check_long(storage, caplog, 10_000, at_once=1)
-
-
-def in_memory(kind: type) -> int:
-    gc.collect()
-    return sum(type(one) is kind for one in gc.get_objects())
 
 
 @saga("limits-asleep")
@@ -198,24 +167,5 @@ async def parked(storage: Storage) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 async def test_a_slow_subscriber_keeps_few_events_in_memory_and_gets_all_of_them(storage: Storage) -> None:
-    events, waiting = 4_000, 1024
-    seen, held = list[int](), list[int]()
-    go_on, done = asyncio.Event(), asyncio.Event()
-
-    async def handle(event: Walked) -> None:
-        await go_on.wait()
-        seen.append(event.number)
-        if event.number % 500 == 0:
-            held.append(in_memory(Walked))
-        if event.number == events - 1:
-            done.set()
-
-    async with WorkflowEngine(storage) as engine:
-        engine.bus.subscribe(Walked, handle, durable="slow", key=lambda event: "all")
-        for start in range(0, events, 500):
-            await engine.store.append("walk-1", [Walked(n) for n in range(start, start + 500)])
-        go_on.set()
-        await done.wait()
-        await engine.bus.drain()
-    assert seen == list(range(events))
-    assert max(held) <= waiting + 600, "those in line, and two pages of the log"
+    engine = WorkflowEngine(storage)
+    await check_slow_subscriber(engine, lambda: append_many(engine))
