@@ -65,9 +65,10 @@ async def refuse() -> None:
     raise ValueError("refused")
 
 
-async def hang(ctx: StepContext[Any]) -> None:
+async def hang(ctx: StepContext[Any]) -> str:
     write("do", ctx.idempotency_key)
     await asyncio.Event().wait()
+    return ctx.idempotency_key
 
 
 def bank(ledger: str) -> Path:
