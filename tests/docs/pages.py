@@ -20,6 +20,8 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.inner_pytest import ENVIRONMENT
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60
 
@@ -140,7 +142,7 @@ def started(arguments: list[str], folder: Path, program: str = sys.executable) -
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": str(folder),
     }
-    environment |= {"NO_COLOR": "1", "COLUMNS": "100"}
+    environment |= {"NO_COLOR": "1", "COLUMNS": "100", **ENVIRONMENT}
     return subprocess.run(
         [program, *arguments],
         cwd=folder,

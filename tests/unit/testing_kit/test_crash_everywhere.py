@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.inner_pytest import ENVIRONMENT
 
 from event_workflow_engine import (
     Saga,
@@ -130,7 +131,8 @@ def pytest_in(folder: Path, *arguments: str) -> tuple[int, str]:
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if name != "CI"},  # there pytest tells failures twice
+        # Where CI is set, pytest tells failures twice.
+        env={name: value for name, value in os.environ.items() if name != "CI"} | ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=170,
