@@ -31,11 +31,12 @@ tests have done to it on one kind of store, in the runs that this page was made 
 - **not tested**: no test tries this fault on this store. It may well hold; nobody has shown it.
 - **–**: there is nothing to try, for a reason that stands below the row's own heading.
 
-Faults are real wherever they can be: processes are ended with SIGKILL, servers are restarted, connections are cut by a proxy. A power
-loss is simulated below SQLite itself: only what was synced is kept, and of the rest an arbitrary part, torn between sectors; under several
-processes it is played with several stores of one process, each with connections and locks of its own. A clock is set for one process, not for its
-machine. The last column is a cluster in simulated time, where a seed decides when workers are killed, frozen or cut off, answers are lost or late,
-and clocks are set.
+Faults are real wherever they can be: processes are ended with SIGKILL, servers are restarted, connections are cut by a proxy, and the disk of a
+PostgreSQL server is a file system of its own that is filled, frozen, and shut down without a sync when its power goes. A disk below SQLite is
+simulated: of a power loss only what was synced is kept, and of the rest an arbitrary part, torn between sectors; under several processes it is
+played with several stores of one process, each with connections and locks of its own. A clock is set for one process, not for its machine.
+The last column is a cluster in simulated time, where a seed decides when workers are killed, frozen or cut off, answers are lost or late, and
+clocks are set.
 """
 
 

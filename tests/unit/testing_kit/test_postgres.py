@@ -45,6 +45,10 @@ async def test_data_stay_over_stops_and_kills_and_go_with_the_server() -> None:
         with pytest.raises(StorageUnavailableError, match="does not run"):
             _ = server.pid
         server.start()
+        pid, file = server.pid, server._data / "postmaster.pid"
+        file.unlink()
+        file.mkdir()
+        assert server.pid == pid, "known though its disk no longer tells"
     assert not folder.exists()
 
 
