@@ -36,7 +36,7 @@ from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Storage
 from event_workflow_engine.storage.tables import GIVEN
 from event_workflow_engine.waiting import living, waits_of
-from event_workflow_engine.waits import Wait, said
+from event_workflow_engine.waits import Wait, read_waits, said
 
 __all__ = ["app"]
 
@@ -150,7 +150,13 @@ async def signal(id: Id, name: str, payload: JsonText = None, /, *, common: Comm
     """
     check_name(name, "signal name")
     raw = h.Raw(b"null" if payload is None else payload.encode())
-    await _send(id, h.SignalSent(name, raw), common, {"id": id, "signal": name, "sent": True}, f"signal {name!r} sent")
+    async with opened(common.url) as storage:
+        row = await storage.get("sagas", (id,))
+    awaited = {wait.name for wait in read_waits(row) if wait.kind == "signal"} if row is not None else set()
+    sent = f"signal {name!r} sent"
+    if awaited and name not in awaited:
+        sent += f", for which it does not wait now: it waits for {', '.join(map(repr, sorted(awaited)))}"
+    await _send(id, h.SignalSent(name, raw), common, {"id": id, "signal": name, "sent": True}, sent)
 
 
 @app.command(name="cancel")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
 import textwrap
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.integration.cli.worker import Counted, counts
+from tests.integration.cli.worker import Counted, counts, waiting
 
 if TYPE_CHECKING:
     import subprocess
@@ -96,6 +98,22 @@ def test_a_signal_waits_in_the_store_where_no_worker_runs(ewe: Ewe) -> None:
     assert ewe("run", "signal", "w-1", "go", '{"a": [1, null]}').code == 0
     (entry,) = ewe.json("stream", "show", "inbox-w-1")["events"]
     assert (entry["type"], entry["data"]) == ("signal-sent", {"name": "go", "payload": {"a": [1, None]}})
+
+
+def test_a_signal_that_the_saga_does_not_wait_for_is_told_of(empty: Ewe) -> None:
+    async def work(engine: WorkflowEngine) -> None:
+        engine.register(waiting)
+        await engine.start(waiting, "boat", id="w-1")
+        async with asyncio.timeout(30), aclosing(engine.store.follow(after=0)) as events:
+            async for event in events:
+                if event.type == "step-succeeded":  # with which its row says what it waits for
+                    return
+
+    empty.engine(work)
+    assert (
+        "signal 'og' sent, for which it does not wait now: it waits for 'go'" in empty("run", "signal", "w-1", "og").out
+    )
+    assert "for which" not in empty("run", "signal", "w-1", "go").out
 
 
 @pytest.mark.parametrize("arguments", [["signal", "g-1", "go"], ["cancel", "g-1"]])
