@@ -46,7 +46,7 @@ async def measured(
     settle: float = 11.0,
     idle: float = 10.0,
 ) -> dict[str, float]:
-    """Enqueue one job after another, each at a moment that no poll knows; then let all idle, and count transactions.
+    """Let all idle, and count transactions; then enqueue one job after another, each at a moment that no poll knows.
 
     Args:
         enqueue: Makes one job.
@@ -57,9 +57,17 @@ async def measured(
         spread: And up to so many later, anew by chance: a queue that polls would otherwise always be asked at the same
             moment between two polls.
         warm: How many jobs before them do not count.
-        settle: Idle servers' processes report their statistics after ten seconds.
+        settle: Servers' processes report what they did ten seconds after it; those that are notified much later, so the
+            counting comes before the many notifications.
         idle: How long transactions are counted.
     """
+    await enqueue()
+    await asyncio.wait_for(told.readline(), 30)
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as server:
+        await asyncio.sleep(settle)
+        before = await _transactions(server)
+        await asyncio.sleep(idle)
+        asked = (await _transactions(server) - before) / idle
     taken = []
     for _ in range(samples + warm):
         await asyncio.sleep(rest + random.uniform(0, spread))  # noqa: S311 - when to ask next, no secret
@@ -68,11 +76,6 @@ async def measured(
         ran = await asyncio.wait_for(told.readline(), 30)
         taken.append((int(ran) - begun) / 1e6)
     taken = sorted(taken[warm:])
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as server:
-        await asyncio.sleep(settle)
-        before = await _transactions(server)
-        await asyncio.sleep(idle)
-        asked = (await _transactions(server) - before) / idle
     return {
         "p50_ms": statistics.median(taken),
         "p99_ms": taken[int(len(taken) * 0.99)],
