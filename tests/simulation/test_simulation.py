@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import pytest
 from tests.conftest import SEED
 from tests.simulation.planted import PLANTED, SEEN_AT
 
+from event_workflow_engine.engine import WorkflowEngine
 from event_workflow_engine.testing.simulation.__main__ import main
 from event_workflow_engine.testing.simulation.drawing import plan_of
 from event_workflow_engine.testing.simulation.plan import Plan
@@ -109,6 +111,16 @@ def test_the_same_seed_is_the_same_run_in_another_process() -> None:
     first = digests("1")
     assert first.count("'") == 40
     assert digests("2") == first
+
+
+def engines_left(seeds: Iterable[int]) -> int:
+    for seed in seeds:
+        run(plan_of(seed))
+    return sum(isinstance(one, WorkflowEngine) for one in gc.get_objects())
+
+
+def test_nothing_of_a_run_stays_in_memory(apart: ProcessPoolExecutor) -> None:
+    assert apart.submit(engines_left, range(12)).result() == 0
 
 
 def finds(name: str) -> bool:
