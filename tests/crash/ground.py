@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,9 @@ class Ground:
         self.case = case
         self.url = f"{server}?schema=k_{uuid4().hex[:16]}" if server else f"sqlite:///{place}/s.db"
 
-    def run(self, when: str = "never", at: int = 0) -> tuple[int, dict[str, Any]]:
-        return self._factory.run(self._place, when, at, url=self.url, case=self.case, ledger=str(self.ledger))
+    async def run(self, when: str = "never", at: int = 0) -> tuple[int, dict[str, Any]]:
+        job = {"url": self.url, "case": self.case, "ledger": str(self.ledger)}
+        return await asyncio.to_thread(self._factory.run, self._place, when, at, **job)
 
     @property
     def ledger(self) -> Path:
@@ -55,7 +57,7 @@ async def kill_and_resume(ground: Ground, when: str, points: Sequence[int], whol
     kills = 0
     before, completed = Counter[tuple[str, str]](), set[str]()
     for at in points:
-        code, _ = ground.run(when, at)
+        code, _ = await ground.run(when, at)
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -64,7 +66,7 @@ async def kill_and_resume(ground: Ground, when: str, points: Sequence[int], whol
         check_not_again(completed, before, after)
         _, facts = await ground.journal()
         before, completed = after, {fact.step for fact in facts if isinstance(fact, StepSucceeded)}
-    code, ended = ground.run()
+    code, ended = await ground.run()
     assert code == 0
     check_not_again(completed, before, Counter(read(ground.ledger)))
     await check_end(ground, ended, whole, kills)

@@ -15,14 +15,16 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from event_workflow_engine.storage.port import SqlSession, Storage, Told, Unit
 
     Work = Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 20
@@ -185,3 +187,38 @@ class WorkerFactory:
         self._process.wait(LIMIT_S + 5)
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+class WorkerFactories:
+    """Several plays at once, each with a server of workers that is its own meanwhile: most of a play is waiting.
+
+    Args:
+        module: See `WorkerFactory`.
+        most: So many at once.
+    """
+
+    def __init__(self, module: str, most: int = 3) -> None:
+        self._module = module
+        self._most = most
+        self._idle: list[WorkerFactory] = []
+
+    async def play(self, plays: Iterable[Callable[[WorkerFactory], Coroutine[Any, Any, T]]]) -> list[T]:
+        """Play them all; what they return, in order."""
+        turns = asyncio.Semaphore(self._most)
+
+        async def one(play: Callable[[WorkerFactory], Coroutine[Any, Any, T]]) -> T:
+            async with turns:
+                factory = self._idle.pop() if self._idle else WorkerFactory(self._module)
+                try:
+                    return await play(factory)
+                finally:
+                    self._idle.append(factory)
+
+        async with asyncio.TaskGroup() as playing:
+            tasks = [playing.create_task(one(play)) for play in plays]
+        return [task.result() for task in tasks]
+
+    def close(self) -> None:
+        """End the servers."""
+        for factory in self._idle:
+            factory.close()

@@ -57,7 +57,7 @@ class Beside:
 
     async def kill(self, case: str, when: str, some: random.Random | None = None) -> None:
         """Kill the first worker of a saga at each of the operations of that kind, or at some."""
-        code, whole = Ground(self._factory, self._folder / f"whole-{when}", case, "").run()
+        code, whole = await Ground(self._factory, self._folder / f"whole-{when}", case, "").run()
         assert code == 0
         points = list(range(1, whole["counts"][when] + 1))
         # The last operations are those of leaving, and group commit may make a run shorter.
@@ -69,7 +69,7 @@ class Beside:
             engine = WorkflowEngine(ground.url, config=EngineConfig(threads=2))
             engine.register(ALL[case][0])
             async with engine:
-                code, _ = await asyncio.to_thread(ground.run, when, at)
+                code, _ = await ground.run(when, at)
                 assert code == -signal.SIGKILL
                 # Whoever asked it asks the one that is left; where it had accepted the saga, this is that saga.
                 async with asyncio.timeout(20):
