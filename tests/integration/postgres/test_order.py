@@ -158,7 +158,15 @@ def compare(
 
 
 @pytest.mark.parametrize("folds", [False, True], ids=["plain", "inline"])
-@pytest.mark.parametrize(("writers", "processes"), [(16, 1), (64, 1), (16, 4), (64, 4)])
+@pytest.mark.parametrize(
+    ("writers", "processes"),
+    [
+        (16, 1),
+        (64, 4),
+        pytest.param(64, 1, marks=pytest.mark.long),
+        pytest.param(16, 4, marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.proves("no-gap", store="postgres")
 async def test_a_reader_at_the_tail_misses_nothing(
     postgres_url: str, writers: int, processes: int, folds: bool
