@@ -27,6 +27,10 @@ TARGETS = (
     Target("state_machine", ("tests/unit/test_state_machine.py",)),
     Target(
         "storage.group_commit",
-        ("tests/unit/storage/test_group_commit.py", "tests/unit/storage/test_group_commit_alone.py"),
+        (
+            "tests/unit/storage/test_group_commit.py",
+            "tests/unit/storage/test_group_commit_alone.py",
+            "tests/unit/storage/test_group_commit_edges.py",
+        ),
     ),
 )

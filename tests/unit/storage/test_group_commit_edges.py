@@ -1,0 +1,104 @@
+"""The committer where little is left to do, or much at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tests.unit.storage.committing import Backend, turns, unit
+
+from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.storage.port import Written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from event_workflow_engine.storage.group_commit import Verdict
+    from event_workflow_engine.storage.port import Unit
+
+
+async def test_what_is_withdrawn_before_it_is_sent_leaves_the_store_at_rest() -> None:
+    backend = Backend()
+    backend.committer.submit(unit("a")).cancel()
+    await turns()
+    later = backend.committer.submit(unit("b"))
+    await backend.settle()
+    assert later.done()
+    assert backend.batches == [["b"]]
+
+
+async def test_closing_ends_where_all_that_waits_is_withdrawn() -> None:
+    backend = Backend()
+    backend.committer.submit(unit("a")).cancel()
+    async with asyncio.timeout(5):
+        await backend.committer.close()
+    assert backend.batches == []
+
+
+async def test_closing_waits_for_one_who_has_the_store_alone() -> None:
+    backend, ends = Backend(), asyncio.Event()
+
+    async def work() -> None:
+        await ends.wait()
+
+    alone = asyncio.create_task(backend.committer.alone(work))
+    await turns()
+    closing = asyncio.create_task(backend.committer.close())
+    await turns()
+    assert not closing.done()
+    ends.set()
+    await asyncio.gather(alone, closing)
+
+
+async def test_a_backend_that_answers_at_once_may_have_thousands_of_batches_before_it() -> None:
+    class Quick(Backend):
+        def execute(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
+            done([Written(one.id, ()) for one in units])
+
+    backend = Quick(batch_limit=1)
+    futures = [backend.committer.submit(unit(str(n))) for n in range(5000)]
+    await backend.committer.close()
+    assert [future.result().unit_id for future in futures] == [str(n) for n in range(5000)]
+
+
+async def test_hooks_see_what_is_committed_while_many_wait() -> None:
+    backend = Backend(batch_limit=2)
+    seen: list[str] = []
+    backend.listeners.add_commit_hook(lambda committed: seen.extend(one.id for one, _ in committed))
+    futures = [backend.committer.submit(unit(name)) for name in "abcdefgh"]
+    while not all(future.done() for future in futures):
+        await backend.settle()
+    assert seen == list("abcdefgh")
+
+
+async def test_who_posts_to_a_closed_store_is_told() -> None:
+    backend = Backend()
+    await backend.committer.close()
+    told: list[Written | Exception] = []
+    backend.committer.post(unit("a"), told.append)
+    assert told == [], "never before it returns"
+    await turns()
+    assert isinstance(told[0], EngineStateError)
+    assert backend.batches == []
+
+
+async def test_who_waits_for_a_unit_passes_over_those_who_want_the_store_alone() -> None:
+    backend, ends = Backend(), asyncio.Event()
+
+    async def work() -> None:
+        await ends.wait()
+
+    backend.committer.submit(unit("a"))
+    await turns()
+    alone = asyncio.create_task(backend.committer.alone(work, unit_id="x1"))
+    await turns()
+    async with asyncio.timeout(5):
+        await backend.committer.settled("b")
+    await backend.settle()
+    await turns()
+    for number in "1":  # an id as it comes from elsewhere: equal, but not the same object
+        waits = asyncio.create_task(backend.committer.settled(f"x{number}"))
+    await turns()
+    assert not waits.done()
+    ends.set()
+    await asyncio.gather(alone, waits)
