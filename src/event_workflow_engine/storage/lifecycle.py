@@ -102,8 +102,8 @@ class GroupedStorage(ABC):
     async def _close(self) -> None:
         """Close what is below; nothing is queued or in flight any more."""
 
-    def _start(self, execute: Execute) -> None:
-        self._open_committer = GroupCommitter(execute, self._listeners)
+    def _start(self, execute: Execute, *, answers_later: bool) -> None:
+        self._open_committer = GroupCommitter(execute, self._listeners, answers_later=answers_later)
 
     def _rewound(self, error: LogRewoundError) -> None:
         """Something that this process knew of the log is lost: what was decided until now must not land."""

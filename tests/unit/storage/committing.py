@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine.storage.group_commit import GroupCommitter, Listeners, Verdict
 from event_workflow_engine.storage.port import Unit, Written
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Backend:
     """Keeps batches until they are settled by hand."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, **limits: Any) -> None:
         self.batches: list[list[str]] = []
         self.waiting: tuple[list[Unit], Callable[[Sequence[Verdict]], None]] | None = None
         self.listeners = Listeners()

@@ -102,3 +102,40 @@ async def test_who_waits_for_a_unit_passes_over_those_who_want_the_store_alone()
     assert not waits.done()
     ends.set()
     await asyncio.gather(alone, waits)
+
+
+async def test_a_saga_on_its_own_does_not_wait_for_the_end_of_the_turn_and_many_share_a_batch() -> None:
+    backend = Backend(answers_later=True)
+    told: list[Written | Exception] = []
+    backend.committer.post(unit("a"), told.append)
+    assert backend.batches == [], "others may come"
+    await backend.settle()
+    backend.committer.post(unit("b"), told.append)
+    assert backend.batches == [["a"], ["b"]], "nobody came last time"
+    assert len(told) == 1, "never before it returns"
+    for name in "cd":
+        backend.committer.post(unit(name), told.append)
+    await backend.settle()
+    await backend.settle()
+    backend.committer.post(unit("e"), told.append)
+    backend.committer.post(unit("f"), told.append)
+    await backend.settle()
+    assert backend.batches[2:] == [["c", "d"], ["e", "f"]]
+    assert len(told) == 6
+
+
+async def test_a_backend_that_raises_at_once_is_told_of_when_the_post_has_returned() -> None:
+    class Broken(Backend):
+        def execute(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
+            if len(self.batches) == 1:
+                raise OSError("away")
+            super().execute(units, done)
+
+    backend = Broken(answers_later=True)
+    told: list[Written | Exception] = []
+    backend.committer.post(unit("a"), told.append)
+    await backend.settle()
+    backend.committer.post(unit("b"), told.append)
+    assert len(told) == 1
+    await turns()
+    assert isinstance(told[1], OSError)

@@ -108,8 +108,10 @@ class StoreCache:
     def age(self) -> None:
         """Between batches: forget what is too much. Looks at every few only, for a batch adds few thousands at most."""
         self._commits += 1
-        if self._commits % _AGE_EVERY:
-            return
+        if not self._commits % _AGE_EVERY:
+            self._forget_old()
+
+    def _forget_old(self) -> None:
         self.heads.age()
         for rows in self.rows.values():
             rows.age()

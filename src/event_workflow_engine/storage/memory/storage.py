@@ -46,7 +46,7 @@ class MemoryStorage(GroupedStorage):
         self._guard = SqlGuard(self._sql, ())
 
     async def _open(self) -> None:
-        self._start(self._execute)
+        self._start(self._execute, answers_later=False)
 
     async def _close(self) -> None:
         """Keep everything: the object may be entered again."""

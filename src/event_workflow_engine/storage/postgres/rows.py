@@ -51,9 +51,8 @@ class SharedCache(StoreCache):
             for key in keys:
                 cache.young.pop(key, None)
 
-    def age(self) -> None:
-        """Between batches: forget what is too much."""
-        super().age()
+    def _forget_old(self) -> None:
+        super()._forget_old()
         for versions in self.row_versions.values():
             versions.age()
 

@@ -68,6 +68,7 @@ class PostgresStorage(GroupedStorage):
         self._sender = uuid7()
         self._connections = Connections(self.address, self.rewinds, self._rewound)
         self._writer: Writer | None = None
+        self._batch: asyncio.Task[None] | None = None  # which nobody else holds
         self._notices: Notices | None = None
         self._spares: Spares | None = None
         self._whereabouts: dict[str, Any] | None = None
@@ -85,7 +86,7 @@ class PostgresStorage(GroupedStorage):
             await self._connections.close()
             raise
         self._notices.start()
-        self._start(self._execute)
+        self._start(self._execute, answers_later=True)
 
     async def _check_or_upgrade(self) -> None:
         connection = await self.address.connect()
@@ -126,17 +127,19 @@ class PostgresStorage(GroupedStorage):
     # -- writing -------------------------------------------------------------------------------------------------
 
     def _execute(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
-        def settle(job: asyncio.Task[list[Verdict]]) -> None:
-            if job.cancelled():
-                done([EngineStateError("the event loop was closed while a batch was under way")] * len(units))
-                return
-            error = job.exception()
-            if error is None:
-                done(job.result())
-            else:  # a defect of ours; nobody shall wait for ever
-                done([error if isinstance(error, Exception) else RuntimeError(repr(error))] * len(units))
+        self._batch = asyncio.create_task(self._run_batch(units, done), name="ewe-batch")
 
-        asyncio.create_task(self._opened.batch(units), name="ewe-batch").add_done_callback(settle)
+    async def _run_batch(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
+        """Write a batch and answer within the same turn of the loop: a callback of the task would come a turn later."""
+        verdicts: Sequence[Verdict]
+        try:
+            verdicts = await self._opened.batch(units)
+        except Exception as error:  # noqa: BLE001 - a defect of ours; nobody shall wait for ever
+            verdicts = [error] * len(units)
+        except BaseException:
+            done([EngineStateError("the event loop was closed while a batch was under way")] * len(units))
+            raise
+        done(verdicts)
 
     @property
     def _opened(self) -> Writer:

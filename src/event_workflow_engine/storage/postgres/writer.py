@@ -159,9 +159,10 @@ class Writer:
     def _note(self, units: Sequence[Unit], verdicts: Sequence[Verdict]) -> None:
         for unit, verdict in zip(reversed(units), reversed(verdicts), strict=True):
             if isinstance(verdict, Written) and verdict.appended:
-                last = next(append.records[-1] for append in reversed(unit.appends) if append.records)
-                self._connections.note(verdict.appended[-1].position, last.id)
-                return
+                for append in reversed(unit.appends):
+                    if append.records:
+                        self._connections.note(verdict.appended[-1].position, append.records[-1].id)
+                        return
 
     async def _optimistically(self, units: Sequence[Unit], rewinds: int) -> list[Verdict]:
         """Judge by what is remembered, and have the server check that: one round trip where it holds."""

@@ -77,7 +77,7 @@ class SqliteStorage(GroupedStorage):
             raise
         self._writer, self._writer_thread = writer, thread
         self._reader_threads = JobThreads("ewe-reader", READER_THREADS)
-        self._start(self._execute)
+        self._start(self._execute, answers_later=True)
 
     async def _close(self) -> None:
         readers, self._reader_threads = self._reader_threads, None

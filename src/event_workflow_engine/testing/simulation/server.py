@@ -139,7 +139,7 @@ class SimulatedStorage(MemoryStorage):
     async def _open(self) -> None:
         await self._ask(lambda: None)
         self._server.storages.append(self)
-        self._start(self._execute)
+        self._start(self._execute, answers_later=True)
 
     async def _close(self) -> None:
         self._server.storages.remove(self)
