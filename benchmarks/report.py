@@ -51,7 +51,7 @@ def as_json(row: Row, measured: Measured) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]], *, peers_from: str | None) -> Table:
     """The rows of the results, as printed."""
-    title = "event-workflow-engine: SQLite, WAL, synchronous=FULL, one process"
+    title = "event-workflow-engine: where no server is named, SQLite, WAL, synchronous=FULL, one process"
     shown = Table(title=title, title_justify="left", caption=peers_from, caption_justify="left")
     shown.add_column("work")
     shown.add_column("must", justify="right")
