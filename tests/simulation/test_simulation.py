@@ -40,6 +40,7 @@ WITHIN = 2_000
 
 PROVES = pytest.mark.proves(
     "killed", "handed-over", "frozen", "doubt", "store-errors", "partition", "clock", "compensation",
+    "database-killed",
     "one-winner",  # the slots of schedules, which all workers want
     "no-gap",  # commits overtake one another on their way to the server, bells are late and reads have no answer
     "projected-once",

@@ -28,7 +28,7 @@ BATCH_LIMIT: Final = 256
 """Most units in one batch: bounds a transaction's length, hence the latency of the unit behind it. Where more wait,
 the next batch is on its way while those of the last one are told, so that store and loop work at the same time."""
 
-BATCH_BYTES: Final = 32 * 2**20
+BATCH_BYTES: Final = 33_554_432
 """Most bytes of payloads in one batch, of more than one unit: a backend may take a whole batch as one message, and
 heartbeats stand in line behind it. PostgreSQL ends the connection at a message of 1 GiB."""
 

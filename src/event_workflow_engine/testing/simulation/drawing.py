@@ -51,10 +51,14 @@ def plan_of(seed: int) -> Plan:
         deploys = _deploys(chance, sagas, workers)
     requests = sorted(asked, key=lambda one: one.at)
     faults = sorted((_fault(chance, workers) for _ in range(chance.choice((0, 1, 1, 2, 2, 3)))), key=lambda one: one.at)
+    weather = _weather(chance)
+    if chance.random() < 0.25:
+        away = chance.choice((0.0, 0.5, 5.0, 20.0))
+        faults = sorted([*faults, Fault(chance.random() * _LASTS, "restart", 0, away)], key=lambda one: one.at)
     return Plan(
         seed,
         workers,
-        _weather(chance),
+        weather,
         tuple(sagas),
         tuple(requests),
         tuple(faults),

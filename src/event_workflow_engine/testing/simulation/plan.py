@@ -14,7 +14,7 @@ Outcome = Literal["ok", "raise", "unknown", "lost"]
 """Of an attempt: it happens; it does not and says so; it does not, or does, and nobody knows."""
 
 
-FaultKind = Literal["kill", "stop", "freeze", "cut", "clock"]
+FaultKind = Literal["kill", "stop", "freeze", "cut", "clock", "restart"]
 
 Code = Literal["old", "both", "new", "none", "reordered", "renamed"]
 """What a process has of a saga: its first version, its second beside that or alone, nothing, or a first version that
@@ -115,7 +115,10 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """What happens to a process: it is killed, stopped, frozen or cut off for a while, or its clock is set."""
+    """What happens to a process: it is killed, stopped, frozen or cut off for a while, or its clock is set.
+
+    ``restart`` is the server's, whichever process is named: it is killed with all that is under way, and comes back.
+    """
 
     at: float
     what: FaultKind

@@ -45,6 +45,7 @@ class SimulatedServer:
     Attributes:
         state: All that is committed.
         watchers: Told of each unit that is about to be committed, and of each that was.
+        lives: How often it was restarted.
     """
 
     def __init__(self, loop: SimulatedLoop) -> None:
@@ -52,6 +53,7 @@ class SimulatedServer:
         self.state = _ServerState()
         self.watchers: list[Watcher] = []
         self.storages: list[SimulatedStorage] = []
+        self.lives = 0
 
     def commit(self, units: Sequence[Unit], origin: SimulatedStorage) -> list[Verdict]:
         """Write a batch."""
@@ -74,6 +76,13 @@ class SimulatedServer:
         if (rows or name in RINGING_CLAIMS) and name not in _QUIET:
             self.ring(origin)
         return rows
+
+    def restart(self, seconds: float) -> None:
+        """It is killed, and away for so long. What is on its way is lost, in both directions; what it holds is not."""
+        self.lives += 1
+        until = self.loop.now + seconds
+        for storage in self.storages:
+            storage.cut_off(until)
 
     def ring(self, origin: SimulatedStorage) -> None:
         """Let the other processes know that something was committed."""
@@ -149,6 +158,11 @@ class SimulatedStorage(MemoryStorage):
         if self in self._server.storages:
             self._server.storages.remove(self)
 
+    def cut_off(self, until: float) -> None:
+        """The server answers again at that time; whoever connects anew looks whether it missed anything."""
+        self._link.cut_until = max(self._link.cut_until, until)
+        self._loop.later(self._link.cut_until - self._loop.now, self.process, self._listeners.ring)
+
     def hear(self) -> None:
         """Another process has committed something."""
         link = self._link
@@ -161,7 +175,7 @@ class SimulatedStorage(MemoryStorage):
 
     def _send(self, work: Callable[[], T], told: Callable[[T | Exception], None], *, commits: bool) -> None:
         """Have the server do something; `told` is called in this process, with its result or why there is none."""
-        link, loop = self._link, self._loop
+        link, loop, life = self._link, self._loop, self._server.lives
         there, back = link.latency(), link.latency()
         if commits:
             there += link.between(0, link.weather.fsync)
@@ -172,26 +186,38 @@ class SimulatedStorage(MemoryStorage):
             there += link.cut_until - loop.now
         fate = link.fate(commits=commits)
         if fate == "arrives":
-            loop.later(there, WORLD, self._arrived, work, told, back)
+            loop.later(there, WORLD, self._arrived, work, told, back, life)
         elif fate == "slow":
-            loop.later(there, WORLD, self._arrived, work, told, back + link.between(0, _LATEST_S))
+            loop.later(there, WORLD, self._arrived, work, told, back + link.between(0, _LATEST_S), life)
         elif fate == "refused":
             loop.later(there, self.process, told, _unreachable("refused"))
         elif fate == "lost":
-            loop.later(there, WORLD, _quietly, work)
+            loop.later(there, WORLD, self._quietly, work, life)
             loop.later(there + back, self.process, told, _unreachable("the answer was lost"))
         else:
-            loop.later(there + link.between(0, _LATEST_S), WORLD, _quietly, work)
+            loop.later(there + link.between(0, _LATEST_S), WORLD, self._quietly, work, life)
             loop.later(there, self.process, told, _unreachable("the answer was lost"))
 
-    def _arrived(self, work: Callable[[], T], told: Callable[[T | Exception], None], back: float) -> None:
+    def _arrived(self, work: Callable[[], T], told: Callable[[T | Exception], None], back: float, life: int) -> None:
+        if life != self._server.lives:
+            self._loop.later(back, self.process, told, _unreachable("the server was restarted"))
+            return
         try:
             answer: T | Exception = work()
         except Exception as error:  # noqa: BLE001 - the answer
             answer = error
         # A cut that has begun meanwhile holds the answer back, too.
         left = self._link.cut_until - self._loop.now
-        self._loop.later(max(back, left), self.process, told, answer)
+        self._loop.later(max(back, left), self.process, self._answered, told, answer, life)
+
+    def _answered(self, told: Callable[[T | Exception], None], answer: T | Exception, life: int) -> None:
+        told(answer if life == self._server.lives else _unreachable("the server was restarted"))
+
+    def _quietly(self, work: Callable[[], object], life: int) -> None:
+        """Do what nobody is told of."""
+        if life == self._server.lives:
+            with suppress(Exception):
+                work()
 
     def _ask(self, work: Callable[[], T], *, commits: bool = False) -> asyncio.Future[T]:
         reply: asyncio.Future[T] = self._loop.create_future()
@@ -289,9 +315,3 @@ def _at_once(read: Callable[..., Coroutine[Any, Any, T]], *wanted: Any, **named:
         result: T = ended.value
         return result
     raise AssertionError("a read of the memory store waited for something")
-
-
-def _quietly(work: Callable[[], object]) -> None:
-    """Do what nobody is told of."""
-    with suppress(Exception):
-        work()

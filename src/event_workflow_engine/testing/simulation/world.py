@@ -196,6 +196,8 @@ class World:
             self.loop.call_later(fault.seconds, self.loop.thaw, process)
         elif fault.what == "cut":
             place.link.cut_until = self.loop.time() + fault.seconds
+        elif fault.what == "restart":
+            self.server.restart(fault.seconds)
         else:
             place.clock.jump(fault.seconds)
 
