@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overlo
 
 import msgspec
 
-from event_workflow_engine.errors import DefinitionError, OutsideSagaError
+from event_workflow_engine.codecs import LARGEST
+from event_workflow_engine.errors import DefinitionError, EncodeError, OutsideSagaError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -130,12 +131,13 @@ class Appending(Protocol):
 class StepTransaction:
     """The transaction of a transactional step. Parameters are ``:name``. Ends with the action."""
 
-    __slots__ = ("_appending", "_appends", "_session")
+    __slots__ = ("_appending", "_appends", "_session", "_size")
 
     def __init__(self, session: Session, appending: Appending) -> None:
         self._session = session
         self._appending: Appending | None = appending
         self._appends: list[Any] = []
+        self._size = 0
 
     async def execute(self, sql: str, /, **params: Any) -> int:
         """Run a statement.
@@ -167,11 +169,19 @@ class StepTransaction:
         Raises:
             DefinitionError: As in `EventStore.append`; an event has an id of its own; or the action has ended.
             NotRegisteredError: An event's type is not registered.
-            EncodeError: A payload cannot be written as JSON, or not be read back as its type.
+            EncodeError: A payload cannot be written as JSON, or not be read back as its type; or all that the
+                transaction appends has more than 64 MiB.
         """
-        if self._appending is None:
+        append = None if self._appending is None else self._appending(stream, events, metadata)
+        if append is None or self._appending is None:  # from another thread it may have ended meanwhile
             raise DefinitionError(f"stream {stream!r}: the step's transaction has ended, and takes no more events")
-        self._appends.append(self._appending(stream, events, metadata))
+        self._size += sum(len(record.data) for record in append.records)
+        if self._size > LARGEST:
+            raise EncodeError(
+                f"stream {stream!r}: {self._size:,} bytes of JSON in one transaction, which takes {LARGEST:,}: "
+                "append them in several steps"
+            )
+        self._appends.append(append)
 
     def end(self) -> list[Any]:
         """For the engine: the action has ended; what it has appended."""

@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from itertools import count
 from random import Random
+from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,54 +19,69 @@ _NS_PER_MS = 1_000_000
 _COUNTER_MAX = 0xFFFFFFFF
 
 
+class _Moment:
+    """One millisecond: what its ids have in common, and how many there were."""
+
+    __slots__ = ("block", "counter", "head", "ms")
+
+    def __init__(self, ms: int, first: int) -> None:
+        self.ms = ms
+        text = f"{ms & 0xFFFFFFFFFFFF:012x}"
+        self.head = f"{text[:8]}-{text[8:]}-7"
+        self.counter = count(first)
+        self.block = (-1, "")
+
+    def begin_block(self, block: int) -> str:
+        """All of 256 ids in a row but their end: they differ in no more than that."""
+        high = f"{block:06x}"
+        # 12 bits of counter, variant 10 with two more zero bits, 20 bits of counter, 40 random bits of the process.
+        start = f"{self.head}{high[:3]}-8{high[3:]}-"
+        self.block = (block, start)
+        return start
+
+
 class _Generator:
     """Milliseconds, then a counter that starts at random each millisecond, then 62 random-based bits.
 
     The counter (rand_a, 12 bits and 20 bits of rand_b) keeps ids of one process in order of making, RFC 9562
-    section 6.2, method 1; the tail is unique to the process, so that two processes never meet.
+    section 6.2, method 1; the tail is unique to the process, so that two processes never meet. Threads may meet at the
+    end of a millisecond: then each has its own ids in order, and another's may lie between.
     """
 
-    __slots__ = ("_bits", "_block", "_counter", "_ends", "_head", "_ms")
+    __slots__ = ("_bits", "_ends", "_lock", "_moment")
 
     def __init__(self) -> None:
-        self._ms = -1
+        self._moment = _Moment(-1, 0)
         self.reseed()
 
     def reseed(self) -> None:
+        self._lock = Lock()
         tail = os.urandom(5).hex()
         self._ends = [f"{low:02x}{tail}" for low in range(256)]
         # Asked for randomness each millisecond, the system would let another thread have the interpreter each time.
         self._bits = Random(os.urandom(16)).getrandbits  # noqa: S311 - where a counter starts is no secret
-        self._advance(max(self._ms + 1, time.time_ns() // _NS_PER_MS))
+        self._advance(max(self._moment.ms + 1, time.time_ns() // _NS_PER_MS))
 
-    def _advance(self, ms: int) -> None:
-        self._ms = ms
-        text = f"{ms & 0xFFFFFFFFFFFF:012x}"
-        self._head = f"{text[:8]}-{text[8:]}-7"
-        # The counter's top bit starts at zero, so that it has room to grow within its millisecond.
-        self._counter = count(self._bits(31))
-        self._block = (-1, "")
+    def _advance(self, ms: int) -> _Moment:
+        with self._lock:
+            if ms > self._moment.ms:
+                # The counter's top bit starts at zero, so that it has room to grow within its millisecond.
+                self._moment = _Moment(ms, self._bits(31))
+            return self._moment
 
     def __call__(self) -> str:
         ms = time.time_ns() // _NS_PER_MS
-        if ms > self._ms:
-            self._advance(ms)
-        n = next(self._counter)
-        if n > _COUNTER_MAX:
-            self._advance(self._ms + 1)
-            n = next(self._counter)
-        block, start = self._block
+        moment = self._moment
+        if ms > moment.ms:
+            moment = self._advance(ms)
+        n = next(moment.counter)
+        while n > _COUNTER_MAX:
+            moment = self._advance(moment.ms + 1)
+            n = next(moment.counter)
+        block, start = moment.block
         if block != n >> 8:
-            start = self._begin_block(n >> 8)
+            start = moment.begin_block(n >> 8)
         return start + self._ends[n & 0xFF]
-
-    def _begin_block(self, block: int) -> str:
-        """All of 256 ids in a row but their end: they differ in no more than that."""
-        high = f"{block:06x}"
-        # 12 bits of counter, variant 10 with two more zero bits, 20 bits of counter, 40 random bits of the process.
-        start = f"{self._head}{high[:3]}-8{high[3:]}-"
-        self._block = (block, start)
-        return start
 
 
 _of_process = _Generator()

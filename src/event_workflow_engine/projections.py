@@ -125,9 +125,19 @@ class ProjectionManager:
                 continue
             if known is not None:
                 raise DefinitionError(f"a projection named {projection.name!r} is registered already")
+            if self._started and not _loop_runs():
+                raise DefinitionError(
+                    f"projection {projection.name!r}: once the engine is entered, register it where its loop runs: "
+                    "in async code, such as an async fixture"
+                )
             self._projections[projection.name] = projection
             if self._started:
                 self._run(projection)
+
+    @property
+    def registered(self) -> tuple[Projection, ...]:
+        """All that are registered here."""
+        return tuple(self._projections.values())
 
     def _run(self, projection: Projection) -> None:
         if projection.mode == "live":
@@ -380,3 +390,11 @@ def _rank(value: Any) -> tuple[int, Any]:
     if isinstance(value, (bool, int, float)):
         return (1, value)
     return (2, value if isinstance(value, str) else msgspec.json.encode(value).decode())
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -44,7 +44,7 @@ Missed = Literal["once", "skip", "all"]
 _log: Final = logging.getLogger("event_workflow_engine.scheduler")
 _BATCH: Final = 100
 _BACK_OFF_S: Final = 0.5
-_MAX_ID: Final = 200
+_MAX_ID: Final = 180  # a saga's id is made of it and a slot, and may have 200
 _FAR: Final = 2**62
 _GRACE: Final = 1_000_000
 """A slot is missed when it is late by more than this (microseconds)."""
@@ -353,7 +353,7 @@ class WorkflowScheduler:
         now = self._now()
         if not self._worker or not self._runnable(row):
             once = {"kind": "once", "spec": "{}", "task": row["task"], "next_run": now, "paused": 0, "created_at": now}
-            await self._write(Row("schedules", "insert", (f"{id}/{uuid7()}",), once))
+            await self._write(Row("schedules", "insert", (f"{id[: _MAX_ID // 2]}/{uuid7()}",), once))
             return
         slot = now
         while True:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from event_workflow_engine import (
     SagaStep,
     StepContext,
     WorkflowEngine,
+    context,
     event,
     saga,
     step,
@@ -175,3 +178,59 @@ async def test_a_transaction_that_has_ended_takes_no_more(lab: Lab) -> None:
         await engine.execute(saga_)
         with pytest.raises(DefinitionError, match="'parcel-1': the step's transaction has ended"):
             await kept[0].append("parcel-1", Packed(1))
+
+
+async def test_more_than_a_store_takes_at_once_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "LARGEST", 100)
+
+    async def act(ctx: StepContext[Any]) -> None:
+        for n in range(20):
+            await ctx.transaction.append(f"parcel-{n}", Packed(n))
+
+    saga_ = declared(act)
+    async with lab.engine(saga_) as engine:
+        with pytest.raises(SagaFailedError, match="bytes of JSON in one transaction, which takes 100"):
+            await engine.execute(saga_)
+        assert await packed(engine.store, "parcel-0") == []
+
+
+async def test_what_a_thread_has_ready_when_the_action_has_ended_is_refused(lab: Lab) -> None:
+    """Nobody is told that it was appended where it was not."""
+    held, ended = threading.Event(), threading.Event()
+    told: list[Any] = []
+
+    class Slow(Mapping[str, Any]):
+        """Is read while the action ends."""
+
+        def __iter__(self) -> Iterator[str]:
+            held.set()
+            ended.wait(30)
+            return iter({"actor": "ann"})
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, _: str) -> str:
+            return "ann"
+
+    async def act(ctx: StepContext[Any]) -> None:
+        transaction = ctx.transaction
+
+        def late() -> None:
+            try:
+                asyncio.run(transaction.append("parcel-1", Packed(1), metadata=Slow()))
+            except DefinitionError as error:
+                told.append(error)
+
+        threads.append(threading.Thread(target=late))
+        threads[0].start()
+        await asyncio.to_thread(held.wait, 30)
+
+    threads: list[threading.Thread] = []
+    saga_ = declared(act)
+    async with lab.engine(saga_) as engine:
+        await engine.execute(saga_)
+        ended.set()
+        await asyncio.to_thread(threads[0].join)
+        assert await packed(engine.store) == []
+    assert len(told) == 1

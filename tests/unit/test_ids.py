@@ -1,6 +1,7 @@
 """Ids: UUID version 7, in order within a process, apart from every other process."""
 
 import os
+import sys
 import threading
 import uuid
 
@@ -33,9 +34,8 @@ def test_the_time_is_in_it() -> None:
 def test_a_millisecond_that_is_used_up_goes_on_in_the_next() -> None:
     generate = _Generator()
     first = generate()
-    generate._ms += 3_600_000  # as if the clock stood an hour behind
-    generate._advance(generate._ms)
-    generate._counter = iter([0xFFFFFFFF, 0x100000000])  # type: ignore[assignment]
+    moment = generate._advance(generate._moment.ms + 3_600_000)  # as if the clock stood an hour behind
+    moment.counter = iter([0xFFFFFFFF, 0x100000000])  # type: ignore[assignment]
     last_of_its_millisecond, next_one = generate(), generate()
     assert first < last_of_its_millisecond < next_one
     assert uuid.UUID(next_one).version == 7
@@ -43,7 +43,7 @@ def test_a_millisecond_that_is_used_up_goes_on_in_the_next() -> None:
 
 def test_a_clock_that_goes_back_does_not_turn_the_order() -> None:
     generate = _Generator()
-    generate._advance(generate._ms + 10_000)
+    generate._advance(generate._moment.ms + 10_000)
     ids = [generate() for _ in range(100)]
     assert ids == sorted(ids)
 
@@ -51,6 +51,8 @@ def test_a_clock_that_goes_back_does_not_turn_the_order() -> None:
 def test_ids_of_several_threads_are_apart() -> None:
     found: list[list[str]] = [[] for _ in range(4)]
     start = threading.Barrier(4)
+    often = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads meet in the middle of making one
 
     def make(into: list[str]) -> None:
         start.wait()
@@ -61,7 +63,9 @@ def test_ids_of_several_threads_are_apart() -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    sys.setswitchinterval(often)
     assert len({text for into in found for text in into}) == 80_000
+    assert all(into == sorted(into) for into in found), "each thread's are in order"
 
 
 def test_two_generators_never_meet() -> None:

@@ -151,12 +151,17 @@ def _definition(name: str, target: str | None) -> Projection:
     for projection in _projections_of(imported(target, f"--app {target}")):
         if projection.name == name:
             return projection
-    raise DefinitionError(f"--app {target}: it is no projection named {name!r}, and holds none")
+    raise DefinitionError(
+        f"--app {target}: it is no projection named {name!r}, and holds none: name the projection, its module, "
+        "or an engine that has registered it"
+    )
 
 
 def _projections_of(found: Any) -> Iterable[Projection]:
     if isinstance(found, Projection):
         return [found]
+    if isinstance(found, WorkflowEngine):
+        return found.projections.registered
     if isinstance(found, ModuleType):
         found = vars(found).values()
     if isinstance(found, Iterable):

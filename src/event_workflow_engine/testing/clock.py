@@ -79,8 +79,14 @@ class VirtualClock:
         Args:
             by: How far.
             parts: Or as `timedelta`'s parts: ``days=3``.
+
+        Raises:
+            ValueError: It is no `timedelta`, or below zero: this clock goes on only.
         """
-        until = self._now + (by if by is not None else timedelta(**parts))
+        length: Any = timedelta(**parts) if by is None else by
+        if not isinstance(length, timedelta) or length < timedelta():
+            raise ValueError(f"advance({length!r}): a timedelta from zero, or its parts as in advance(days=3)")
+        until = self._now + length
         self.advances += 1
         self._advancing += 1
         try:

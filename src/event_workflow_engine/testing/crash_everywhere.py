@@ -131,6 +131,9 @@ def _everywhere(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.
     tried, failures = _killed(item) if item.config.getoption("--crash-kill") else _crashed(item, whole)
     # Once more without a crash, behind which pytest puts away what the next test does not need.
     last = _run(item, Pass(), nextitem)
+    given = item.config.getoption("--crash-at")
+    if given is not None and not tried and not failures:
+        failures.append(_Failure(_given_point(item), "the test has no such point: it ended before that"))
     for report in last:
         if report.when == "call":
             report.user_properties += [(_TRIED, tried), (_FAILED, len(failures))]

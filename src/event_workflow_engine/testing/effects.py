@@ -30,7 +30,7 @@ class UnbalancedEffectsError(AssertionError):
     """Effects were undone twice, undone without being done, or left neither done nor undone."""
 
 
-_What = Literal["begun", "done", "maybe", "undoing", "undone", "crashed"]
+_What = Literal["begun", "done", "maybe", "undoing", "undone", "transactional", "crashed"]
 
 
 class _Line(msgspec.Struct, array_like=True):
@@ -68,7 +68,7 @@ class Effects:
 
     It stands outside of the engine and outlives its crashes. An action or compensation that is repeated with the same
     key because a crash lost its record counts once; whatever else is repeated does not balance. Transactional steps
-    are not in it: what they do is the store's.
+    are not in it, nor are their compensations: what they do is the store's.
 
     Args:
         file: Where to keep it, for a process that is killed: one that is made on the file of another goes on with it,
@@ -96,6 +96,7 @@ class Effects:
     def __init__(self, file: Path | None = None) -> None:
         self._effects: dict[str, _Effect] = {}
         self._wrong: list[str] = []
+        self._transactional: set[str] = set()  # keys of steps that are not in it
         self._life = 0
         self._file = file
         if file is not None and file.exists():
@@ -134,7 +135,9 @@ class Effects:
 
             async def call(*args: Any) -> Any:
                 context = current_step()
-                if _is_transactional(context):
+                if _is_transactional(context) and context.idempotency_key not in self._transactional:
+                    self._note("transactional", context)
+                if context.idempotency_key in self._transactional:
                     return await _call(called, args)
                 if isinstance(context, CompensationContext):
                     return await self._undo(context, called, args)
@@ -173,6 +176,9 @@ class Effects:
     def _enter(self, line: _Line) -> None:
         if line.what == "crashed":
             self._life += 1
+            return
+        if line.what == "transactional":
+            self._transactional.add(line.key)
             return
         effect = self._effects.get(line.key)
         if effect is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,11 @@ class StepFaker:
         for given in (fn, fake):
             if not callable(given):
                 raise DefinitionError(f"fake_step({fn!r}, {fake!r}): a function, and one of returns(…), raises(…), …")
+        if inspect.iscoroutinefunction(fake):
+            raise DefinitionError(
+                f"fake_step({fn!r}, {fake!r}): a fake is no async function: it gets the call's number, and "
+                "returns what the step returns, or raises"
+            )
         calls = StepCalls()
         self._fakes[fn] = (fake, calls)
         return calls

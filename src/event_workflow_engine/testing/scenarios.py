@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 from event_workflow_engine.aggregates import Aggregate, stream_of
+from event_workflow_engine.callables import called
 from event_workflow_engine.engine import WorkflowEngine
 from event_workflow_engine.errors import DefinitionError, SagaFailedError
 from event_workflow_engine.projections import DocumentProjection
@@ -181,7 +182,15 @@ class SagaScenario:
         self._events: list[Callable[[SagaHandle[Any], VirtualClock], Awaitable[Any]]] = []
 
     def faking(self, fn: Callable[..., Any], fake: Fake) -> SagaScenario:
-        """Have a fake stand in for an action or compensation."""
+        """Have a fake stand in for an action or compensation.
+
+        Raises:
+            DefinitionError: It is none of the saga's, where that is declared.
+        """
+        own = {spec.action for spec in self._saga.specs.values()}
+        own |= {spec.compensation.fn for spec in self._saga.specs.values() if spec.compensation is not None}
+        if self._saga.fn is None and fn not in own:
+            raise DefinitionError(f"faking({called(fn)}): saga {self._saga.name!r} has no such action or compensation")
         self._fakes(fn, fake)
         return self
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.integration.cli.worker import good
 
+from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.tasks import Task
 
 if TYPE_CHECKING:
@@ -72,6 +73,28 @@ def test_a_task_that_is_triggered_runs_on_a_worker_and_keeps_its_schedule(ewe: E
     assert (left["name"], left["rule"]) == ("good", "once")
     ewe.engine(work)
     assert schedules(ewe) == before
+
+
+def test_a_task_with_the_longest_id_that_is_triggered_runs(empty: Ewe) -> None:
+    """The ids of its run and of its saga are made of it."""
+    longest = "x" * 180
+
+    async def schedule(engine: WorkflowEngine) -> None:
+        engine.register(good)
+        with pytest.raises(DefinitionError, match="1 to 180 printable characters"):
+            await engine.scheduler.schedule_at(Task.saga(good, "leap"), WHEN, id=longest + "x")
+        await engine.scheduler.schedule_at(Task.saga(good, "leap"), WHEN, id=longest)
+
+    async def work(engine: WorkflowEngine) -> None:
+        engine.register(good)
+        async with asyncio.timeout(30), aclosing(engine.store.follow(after=0)) as events:
+            async for event in events:
+                if event.stream.startswith("saga-xxx") and event.type == "saga-completed":
+                    return
+
+    empty.engine(schedule)
+    assert empty("schedule", "trigger", longest).code == 0
+    empty.engine(work)
 
 
 def test_a_task_is_forgotten(ewe: Ewe) -> None:

@@ -511,3 +511,19 @@ async def test_the_whole_event_is_at_hand_in_keys_and_folds(engine: WorkflowEngi
     landed = await engine.store.append("sum-a", [Added("x", 1), Added("y", 2)])
     await engine.projections.wait_for(projection, landed.positions[-1])
     assert await engine.projections.get(projection, "sum-a") == Sum("sum-a", 2, [1, 2])
+
+
+def test_registering_on_an_entered_engine_needs_its_loop() -> None:
+    """Refused before anything is half registered."""
+    engine = WorkflowEngine("memory://")
+    late = sums(mode="inline")
+
+    async def entered() -> None:
+        async with engine:
+            with pytest.raises(DefinitionError, match="register it where its loop runs"):
+                await asyncio.to_thread(engine.projections.register, late)
+            assert engine.projections.registered == ()
+            engine.projections.register(late)
+            assert engine.projections.registered == (late,)
+
+    asyncio.run(entered())

@@ -219,6 +219,7 @@ def test_with_the_option_the_process_is_killed_and_started_again(project: Path) 
     [
         ("", ["--crash-at=behind"], "--crash-at=behind: before:N or behind:N"),
         ("@pytest.mark.crash_everywhere\ndef test_other(clock): ...", [], "crashes the fixture `engine`"),
+        ("@pytest.mark.crash_everywhere\nasync def test_other(engine): ...", ["--crash-at=behind:99"], "no such point"),
         ("@pytest.mark.engines('oracle')\ndef test_other(engine): ...", [], "some of 'memory', 'sqlite'"),
     ],
 )

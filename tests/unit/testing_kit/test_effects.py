@@ -13,6 +13,7 @@ from event_workflow_engine import (
     Saga,
     SagaFailedError,
     SagaStep,
+    StepContext,
     WorkflowEngine,
     current_step,
 )
@@ -164,3 +165,18 @@ async def test_what_does_not_balance_is_named(stage: Stage, script: list[str], c
     with pytest.raises(UnbalancedEffectsError) as raised:
         await stage.check()
     assert str(raised.value).splitlines()[1:] == [f"  {complaint}"]
+
+
+async def test_transactional_steps_are_not_in_it_nor_are_their_compensations(
+    engine: WorkflowEngine, effects: Effects
+) -> None:
+    async def write(_: StepContext[Any]) -> None: ...
+
+    saga = failing(SagaStep("write", write, undo, transactional=True), SagaStep("a", act, undo))
+    engine.register(saga)
+    with pytest.raises(SagaFailedError):
+        await engine.execute(saga, id="s")
+    facts = [event.type for event in await engine.handle("s").history()]
+    assert facts.count("compensation-succeeded") == 2
+    assert (effects.standing("s"), effects.undone("s")) == ([], ["a"])
+    await effects.check(engine)

@@ -11,6 +11,8 @@ import pytest
 from event_workflow_engine import (
     Aggregate,
     DocumentProjection,
+    Saga,
+    SagaStep,
     Signal,
     WorkflowState,
     event,
@@ -19,7 +21,7 @@ from event_workflow_engine import (
     wait_for_signal,
 )
 from event_workflow_engine.errors import DefinitionError, SagaEndedError
-from event_workflow_engine.testing import given, raises, returns
+from event_workflow_engine.testing import VirtualClock, given, raises, returns
 
 
 @event("scenario-deposited")
@@ -143,3 +145,23 @@ def test_what_is_no_subject_is_refused() -> None:
         given(withdraw)  # type: ignore[call-overload]
     with pytest.raises(DefinitionError, match="one input at most, not 2"):
         given(trip, "a", "b")
+
+
+async def test_a_fake_for_what_a_declared_saga_does_not_call_is_refused() -> None:
+    async def nothing() -> None: ...
+
+    declared = Saga("declared", [SagaStep("nothing", nothing, free)])
+    given(declared).faking(nothing, returns()).faking(free, returns())
+    with pytest.raises(DefinitionError, match=r"faking\(withdraw\): saga 'declared' has no such action"):
+        given(declared).faking(withdraw, returns())
+    with pytest.raises(DefinitionError, match="a fake is no async function"):
+        given(declared).faking(nothing, free)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("by", [5, timedelta(seconds=-1)])
+async def test_a_virtual_clock_goes_on_only(by: Any) -> None:
+    clock = VirtualClock()
+    before = clock.now()
+    with pytest.raises(ValueError, match="a timedelta from zero"):
+        await clock.advance(by)
+    assert clock.now() == before
