@@ -139,3 +139,17 @@ async def test_a_backend_that_raises_at_once_is_told_of_when_the_post_has_return
     assert len(told) == 1
     await turns()
     assert isinstance(told[1], OSError)
+
+
+async def test_a_backend_that_answers_at_once_tells_no_post_before_it_has_returned() -> None:
+    class Quick(Backend):
+        def execute(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
+            done([Written(one.id, ()) for one in units])
+
+    backend = Quick()
+    told: list[Written | Exception] = []
+    for number, name in enumerate("abc"):
+        backend.committer.post(unit(name), told.append)
+        assert len(told) == number
+        await turns()
+    assert len(told) == 3
