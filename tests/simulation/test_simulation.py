@@ -83,6 +83,7 @@ def test_every_promise_holds(apart: ProcessPoolExecutor, seeds: range, tally: Ta
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seeds", shares(SEED, LONG_EACH), ids=str)
 @PROVES
 def test_every_promise_holds_in_many(apart: ProcessPoolExecutor, seeds: range, tally: Tally) -> None:

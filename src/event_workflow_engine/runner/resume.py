@@ -279,7 +279,8 @@ def _interrupted(run: SagaRun, state: StepState) -> None:
     elif not call.spec.repeatable:
         why = "its worker ended in the middle, and it is not idempotent, so it is not run again blindly"
     elif count > policy.max_interruptions:
-        why = f"its worker ended in the middle {count} times, and max_interruptions is {policy.max_interruptions}"
+        lost = ", or its transaction was lost with the server," if call.spec.transactional else ""
+        why = f"its worker ended in the middle{lost} {count} times, and max_interruptions is {policy.max_interruptions}"
     else:
         run.start_again(call, state.attempt, count)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from event_workflow_engine.errors import StorageUnavailableError
 from event_workflow_engine.storage.judging.caches import StoreCache
@@ -15,6 +15,8 @@ from event_workflow_engine.storage.sqlite.migrate import check_known, migrate
 from event_workflow_engine.storage.sqlite.queries import QUERIES
 from event_workflow_engine.storage.sqlite.statements import OWN_TABLES
 from event_workflow_engine.storage.user_sql import SqlGuard
+
+_TRIES: Final = 4  # of a disk that fails, before it is closed as it is
 
 if TYPE_CHECKING:
     from event_workflow_engine.storage.sqlite.connection import Connect
@@ -122,6 +124,22 @@ class WriteSession:
         except BaseException as error:
             self.rollback(reopen=True)
             raise BeginError from error
+
+    def settle(self) -> None:
+        """Before closing, under the lock: see that the log holds no commit whose sync had failed.
+
+        The last connection that closes moves the log into the database and deletes it, by SQLite itself. Where the disk
+        had lost a part of that log, and the power goes before the folder is synced, what was left of it would be back,
+        and stand before the database, which has what was acknowledged since.
+
+        Raises:
+            sqlite3.Error: The disk fails, time after time.
+        """
+        for _ in range(_TRIES - 1):
+            with suppress(sqlite3.Error):
+                self._settle()
+                return
+        self._settle()
 
     def _settle(self) -> None:
         """Once for each connection, and under the lock: what others may have left half-synced.

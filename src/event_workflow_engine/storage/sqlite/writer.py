@@ -74,6 +74,7 @@ class Writer:
         """Checkpoint, if nobody else has the file open, and close."""
         try:
             with self._session.lock:
+                self._session.settle()
                 self._checkpoints.truncate(self._session.connection)
         except (WorkflowError, sqlite3.Error, OSError) as error:  # all that was acknowledged is on disk already
             _log.warning("%s", storage_error(error, self._path))
