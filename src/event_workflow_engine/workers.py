@@ -15,7 +15,7 @@ from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage.port import Row, Unit, WorkerRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from event_workflow_engine.storage.liveness import Liveness
     from event_workflow_engine.storage.port import Storage
@@ -123,7 +123,7 @@ class Worker:
             return
         with contextlib.suppress(StorageError):
             await self._storage.perform(
-                "bury_worker", id=self.ref.id, incarnation=self.ref.incarnation, now=self._now()
+                "bury_worker", beat=None, id=self.ref.id, incarnation=self.ref.incarnation, now=self._now()
             )
         self._liveness.release(self.ref.id)
 
@@ -195,7 +195,12 @@ class Worker:
                 continue
             before.add(row["id"])  # stays there if the burial has no answer: that it went is noticed at the next look
             now = self._now()
-            freed = await self._storage.perform("bury_worker", id=row["id"], incarnation=row["incarnation"], now=now)
+            freed = await self._storage.perform(
+                "bury_worker", id=row["id"], incarnation=row["incarnation"], beat=row["beat"], now=now
+            )
+            if not freed and await self._lives(row):  # its heart has beaten since this look, and it counts on that
+                others.add(row["id"])
+                continue
             level = logging.WARNING if freed else logging.INFO
             _log.log(level, "worker %s (pid %s on %s) is gone; %d of its sagas go on elsewhere", row["id"], row["pid"],
                      row["host"], len(freed))  # fmt: skip
@@ -203,6 +208,10 @@ class Worker:
         if not others <= before:
             self._owner.worker_came()
         return not before <= others
+
+    async def _lives(self, row: Mapping[str, Any]) -> bool:
+        seen = await self._storage.get("workers", (row["id"],))
+        return seen is not None and (seen["incarnation"], seen["alive"]) == (row["incarnation"], 1)
 
     async def _prune(self) -> None:
         """Forget those that have been dead for a day. One that comes back to life all the same registers anew."""

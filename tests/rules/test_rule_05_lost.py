@@ -138,5 +138,7 @@ async def test_rule_05_an_engine_that_did_not_wait_for_a_thread_and_is_entered_a
         await left
     MAY_END.set()
     async with engine:
-        await lab.storage.perform("bury_worker", id=worker.id, incarnation=worker.incarnation, now=engine.now())
+        await lab.storage.perform(
+            "bury_worker", beat=None, id=worker.id, incarnation=worker.incarnation, now=engine.now()
+        )
         await engine.handle("a-1", acts).result(timeout=10)

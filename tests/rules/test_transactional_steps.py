@@ -267,7 +267,7 @@ async def test_a_worker_that_is_taken_for_dead_commits_nothing(shared_bank: Bank
         handle = await first.start(saga_, id="s")
         await inside.wait()
         (row,) = await bank.lab.storage.query("live_workers")
-        await bank.lab.storage.perform("bury_worker", id=row["id"], incarnation=row["incarnation"], now=1)
+        await bank.lab.storage.perform("bury_worker", beat=None, id=row["id"], incarnation=row["incarnation"], now=1)
         async with bank.lab.engine(saga_, lease=15) as second:
             assert (await second.handle("s", saga_).result(timeout=8))["act"] == 2
             go.set()

@@ -20,12 +20,12 @@ from event_workflow_engine.outcomes import Outcome
 from event_workflow_engine.runner import attempts, keeper, resume, rollback
 from event_workflow_engine.runner.body import BodyScript
 from event_workflow_engine.runner.definitions import Definitions
-from event_workflow_engine.runner.kit import Kit
 from event_workflow_engine.runner.mail import Mail
 from event_workflow_engine.runner.pen import Pen
 from event_workflow_engine.runner.rollback import Rollback
 from event_workflow_engine.runner.run import SagaRun
 from event_workflow_engine.scheduler import WorkflowScheduler
+from event_workflow_engine.storage.liveness import HeartbeatLiveness
 from event_workflow_engine.storage.memory import queries
 from event_workflow_engine.storage.memory.state import MemoryState
 from event_workflow_engine.storage.port import Written
@@ -48,7 +48,7 @@ def planted(plant: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.Mon
 
 SEEN_AT: Final = {
     "the_fence_is_not_checked": 172,
-    "a_worker_in_doubt_of_its_life_acts": 429,
+    "a_worker_in_doubt_of_its_life_acts": 1394,
     "changed_code_is_not_noticed": 203,
     "sagas_that_stand_are_not_looked_at_when_code_comes": 17,
     "slots_of_a_dead_worker_are_forgotten": 245,
@@ -97,12 +97,12 @@ def a_saga_is_claimed_twice(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def a_worker_in_doubt_of_its_life_acts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Kit, "doubt", lambda _: None)
+    patch.setattr(HeartbeatLiveness, "is_sure", lambda _: True)
 
 
 @planted
 def sagas_of_a_dead_worker_stay_its_own(patch: pytest.MonkeyPatch) -> None:
-    def bury(store: Any, *, id: str, incarnation: int, now: int) -> list[Any]:  # noqa: A002
+    def bury(store: Any, *, id: str, incarnation: int, beat: int | None, now: int) -> list[Any]:  # noqa: A002
         for row in store.rows("workers"):
             if row["id"] == id and row["incarnation"] == incarnation:
                 queries._put(store, "workers", row, alive=0)

@@ -49,7 +49,7 @@ async def test_others_commits_make_no_look_for_what_nobody_can_have_staged(
         for _ in range(4):
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-            await storage.perform("bury_worker", id="none", incarnation=1, now=1)  # rings, and tells no hook
+            await storage.perform("bury_worker", beat=None, id="none", incarnation=1, now=1)  # rings, and tells no hook
         await intake.stop()
         assert storage.asked.count("staged_page") == looks
 

@@ -98,7 +98,7 @@ async def test_one_that_dies_and_one_that_signs_off_are_both_told_once() -> None
         assert not await worker.bury_the_dead()
         await others[1].stop()
         assert await worker.bury_the_dead()
-        await storage.perform("bury_worker", id=others[2].ref.id, incarnation=1, now=0)
+        await storage.perform("bury_worker", beat=None, id=others[2].ref.id, incarnation=1, now=0)
         assert await worker.bury_the_dead()
         assert not await worker.bury_the_dead()
         await asyncio.gather(*(one.stop() for one in (worker, *others)))
@@ -215,7 +215,7 @@ async def test_rule_12_a_life_that_began_without_an_answer_is_no_end(landed: str
         owner = Reborn(liveness)
         worker = Worker(storage, liveness, lambda: 0, owner)  # type: ignore[arg-type]
         await worker.start()
-        await opened.perform("bury_worker", id=worker.ref.id, incarnation=1, now=0)
+        await opened.perform("bury_worker", beat=None, id=worker.ref.id, incarnation=1, now=0)
         storage.fails_after = 1  # the heartbeat is refused; what begins the next life has no answer
         with pytest.raises(StorageUnavailableError):
             await worker.beat()

@@ -501,7 +501,8 @@ CLAIMS: Final = (
     #                  definition: first those that are given to :worker, then those with wake_at <= :now that are
     #                  unowned, then those that are given to others: owner = :worker, fence + 1, wake_at NULL; the rows
     "claim_saga",  # :worker :id -> the same for one unended, unowned saga, whatever its wake_at; 0 or 1 rows
-    "bury_worker",  # :id :incarnation :now -> alive = 0 (irrevocable), its sagas and those that are given to it:
+    "bury_worker",  # :id :incarnation :beat :now -> where its heart has beaten so often, or :beat is NULL, or it was
+    #                 dead before: alive = 0 (irrevocable), its sagas and those that are given to it:
     #                 owner '', wake_at :now; those rows. Claims give sagas to living workers only: what a dead one got
     #                 would be found by nobody
     "prune_workers",  # :before -> deletes rows of workers that were buried before then and own nothing

@@ -112,7 +112,7 @@ async def bury(storage: Storage, clock: Clock) -> None:
     """Declare all workers dead: as others do it when a lease is over."""
     for row in await storage.query("live_workers"):
         now = to_micros(clock.now())
-        await storage.perform("bury_worker", id=row["id"], incarnation=row["incarnation"], now=now)
+        await storage.perform("bury_worker", beat=None, id=row["id"], incarnation=row["incarnation"], now=now)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -114,7 +114,7 @@ async def test_a_checkpoint_without_an_owner_alive_is_taken_over(storage: Storag
     bus.subscribe(Moved, collector(seen)[0], durable="walks")
     await bus.drain()
     assert seen == [], "w-0 lives"
-    await storage.perform("bury_worker", id="w-0", incarnation=1, now=2)
+    await storage.perform("bury_worker", beat=None, id="w-0", incarnation=1, now=2)
     await until(lambda: bool(seen))
     await bus.drain()
     await bus.stop()

@@ -57,7 +57,7 @@ async def do_everything(storage: Storage) -> None:
     assert [row["id"] for row in claimed] == ["s-1", "s-2"]
     await storage.write(row_unit(Row("sagas", "update", ("s-1",), {"ended_at": 30}, {"fence": 1}), by=by))
     await storage.perform("release_sagas", worker="w", fences='{"s-2": 1}', now=40)
-    await storage.perform("bury_worker", id="w", incarnation=1, now=50)
+    await storage.perform("bury_worker", beat=None, id="w", incarnation=1, now=50)
     with pytest.raises(OwnershipLostError):
         await storage.write(unit(events("a"), by=by))
 
@@ -110,7 +110,7 @@ async def test_a_bell_rings_for_what_another_store_object_commits(url: str, what
             elif what == "exclusive work":
                 await one.exclusive(unit(events("a")), no_change)
             else:
-                await one.perform("bury_worker", id="w", incarnation=1, now=50)
+                await one.perform("bury_worker", beat=None, id="w", incarnation=1, now=50)
             async with asyncio.timeout(20):
                 while not rang.is_set() or (what != "a claim" and await two.head("a") < n):
                     await rang.wait()

@@ -214,7 +214,7 @@ class Differential(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS), incarnation=st.integers(1, 2), now=st.integers(0, 3))
     def bury(self, worker: str, incarnation: int, now: int) -> None:
-        self.both(lambda s: s.perform("bury_worker", id=worker, incarnation=incarnation, now=now))
+        self.both(lambda s: s.perform("bury_worker", beat=None, id=worker, incarnation=incarnation, now=now))
 
     @rule(worker=st.sampled_from(WORKERS), fence=st.integers(0, 3), now=st.integers(0, 3))
     def release(self, worker: str, fence: int, now: int) -> None:

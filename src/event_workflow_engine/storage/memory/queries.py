@@ -143,10 +143,12 @@ def release_sagas(store: MemoryState, *, worker: str, fences: str, now: int) -> 
     return [_put(store, "sagas", row, owner="", wake_at=now) for row in mine]
 
 
-def bury_worker(store: MemoryState, *, id: str, incarnation: int, now: int) -> Rows:  # noqa: A002
+def bury_worker(store: MemoryState, *, id: str, incarnation: int, beat: int | None, now: int) -> Rows:  # noqa: A002
     """Declare one life of a worker dead, for ever, and free its sagas. Again: free what is still its own."""
     for row in store.rows("workers"):
         if row["id"] == id and row["incarnation"] == incarnation:
+            if row["alive"] == 1 and beat not in (None, row["beat"]):
+                return []
             _put(store, "workers", row, alive=0, died_at=now if row["alive"] == 1 else row["died_at"])
             owned = [r for r in store.rows("sagas") if r["owner"] in (id, GIVEN + id) and r["ended_at"] is None]
             return [_put(store, "sagas", r, owner="", wake_at=now) for r in owned]

@@ -76,17 +76,29 @@ class ClaimCases(Cases):
         """Nobody waits for its time: whoever would have taken it is dead."""
         await storage.write(row_unit(worker("w1"), worker("w2"), saga("a", owner="given:w1", wake_at=900)))
         await storage.write(row_unit(saga("b", owner="given:w2", wake_at=900)))
-        (row,) = await storage.perform("bury_worker", id="w1", incarnation=1, now=7)
+        (row,) = await storage.perform("bury_worker", beat=None, id="w1", incarnation=1, now=7)
         assert (row["id"], row["owner"], row["wake_at"]) == ("a", "", 7)
         assert _ids(await self._claim(storage, by="w2")) == ["a", "b"]
+
+    async def test_a_worker_whose_heart_has_beaten_since_somebody_looked_lives_on(self, storage: Storage) -> None:
+        """It counts on that, and begins to act; so nobody may have its sagas."""
+        await storage.write(row_unit(worker("w1"), saga("a", owner="w1")))
+        await storage.write(row_unit(Row("workers", "update", ("w1",), {"beat": 8})))
+        assert await storage.perform("bury_worker", id="w1", incarnation=1, beat=7, now=5) == []
+        assert [row["alive"] for row in await storage.query("live_workers")] == [1]
+        (row,) = await storage.perform("bury_worker", id="w1", incarnation=1, beat=8, now=5)
+        assert (row["id"], row["owner"]) == ("a", "")
+        await storage.write(row_unit(Row("sagas", "update", ("a",), {"owner": "w1"})))
+        (row,) = await storage.perform("bury_worker", id="w1", incarnation=1, beat=7, now=6)
+        assert row["owner"] == "", "it was dead before"
 
     async def test_workers_that_are_long_dead_are_forgotten(self, storage: Storage) -> None:
         """Not those of whom anything is left; and none of its lives can write, whatever becomes of the row."""
         names = ["lives", "late", "owner", "given", "feeds", "slot", "gone"]
         await storage.write(row_unit(*(worker(name) for name in names)))
         for name in names[1:]:
-            await storage.perform("bury_worker", id=name, incarnation=1, now=9 if name == "late" else 5)
-        await storage.perform("bury_worker", id="gone", incarnation=1, now=9)  # again: it died when it did
+            await storage.perform("bury_worker", beat=None, id=name, incarnation=1, now=9 if name == "late" else 5)
+        await storage.perform("bury_worker", beat=None, id="gone", incarnation=1, now=9)  # again: it died when it did
         await storage.write(row_unit(saga("a", owner="owner"), saga("b", owner="given:given")))
         await storage.write(row_unit(Row("checkpoints", "insert", ("subscription:x",), {"owner": "feeds"})))
         await storage.write(row_unit(Row("slots", "insert", ("s", 1), {"worker": "slot", "done": 0})))
@@ -159,10 +171,10 @@ class ClaimCases(Cases):
         await storage.write(row_unit(worker("w1"), worker("w2"), saga("a", owner="w1", wake_at=None)))
         await storage.write(row_unit(saga("b", owner="w2"), saga("ended", owner="w1", ended_at=3)))
         await storage.write(unit(events("x"), by=ref))
-        assert await storage.perform("bury_worker", id="w1", incarnation=2, now=7) == []
-        (row,) = await storage.perform("bury_worker", id="w1", incarnation=1, now=7)
+        assert await storage.perform("bury_worker", beat=None, id="w1", incarnation=2, now=7) == []
+        (row,) = await storage.perform("bury_worker", beat=None, id="w1", incarnation=1, now=7)
         assert (row["id"], row["owner"], row["wake_at"]) == ("a", "", 7)
-        assert await storage.perform("bury_worker", id="w1", incarnation=1, now=8) == []
+        assert await storage.perform("bury_worker", beat=None, id="w1", incarnation=1, now=8) == []
         with pytest.raises(OwnershipLostError):
             await storage.write(unit(events("x"), by=ref))
         with pytest.raises(RowConflictError):
@@ -177,7 +189,7 @@ class ClaimCases(Cases):
         rung = asyncio.Event()
         remove = storage.add_bell(rung.set)
         rung.clear()
-        assert await storage.perform("bury_worker", id="w1", incarnation=1, now=7) == []
+        assert await storage.perform("bury_worker", beat=None, id="w1", incarnation=1, now=7) == []
         assert rung.is_set()
         remove()
 

@@ -59,7 +59,7 @@ class RepeatCases(Cases):
         await storage.write(row_unit(worker()))
         new = unit(events("a"), by=ref)
         first = await storage.write(new)
-        await storage.perform("bury_worker", id="w1", incarnation=1, now=5)
+        await storage.perform("bury_worker", beat=None, id="w1", incarnation=1, now=5)
         assert await storage.write(new) == first
         with pytest.raises(OwnershipLostError):
             await storage.write(unit(events("a"), by=ref))

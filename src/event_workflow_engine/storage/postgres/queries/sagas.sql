@@ -115,9 +115,9 @@ RETURNING xmin::text::bigint AS row_version, sagas.*;
 -- name: bury_worker
 -- changes: workers
 -- returns: sagas
--- May be repeated: it frees what a worker that is dead already still owns.
+-- May be repeated: it frees what a worker that is dead already still owns. One whose heart has beaten since somebody looked lives on.
 UPDATE ewe.workers SET alive = 0, died_at = CASE WHEN alive = 1 THEN :now ELSE died_at END
-WHERE id = :id AND incarnation = :incarnation;
+WHERE id = :id AND incarnation = :incarnation AND (alive = 0 OR :beat::bigint IS NULL OR beat = :beat::bigint);
 
 UPDATE ewe.sagas SET owner = '', wake_at = :now
 WHERE owner IN (:id, 'given:' || :id) AND owner <> '' AND ended_at IS NULL

@@ -135,9 +135,9 @@ RETURNING *;
 -- name: bury_worker
 -- changes: workers
 -- returns: sagas
--- May be repeated: it frees what a worker that is dead already still owns.
+-- May be repeated: it frees what a worker that is dead already still owns. One whose heart has beaten since somebody looked lives on.
 UPDATE workers SET alive = 0, died_at = CASE WHEN alive = 1 THEN :now ELSE died_at END
-WHERE id = :id AND incarnation = :incarnation;
+WHERE id = :id AND incarnation = :incarnation AND (alive = 0 OR :beat IS NULL OR beat = :beat);
 
 UPDATE sagas SET owner = '', wake_at = :now
 WHERE owner IN (:id, 'given:' || :id) AND owner <> '' AND ended_at IS NULL
