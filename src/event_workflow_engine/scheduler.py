@@ -46,6 +46,7 @@ _BATCH: Final = 100
 _BACK_OFF_S: Final = 0.5
 _MAX_ID: Final = 180  # a saga's id is made of it and a slot, and may have 200
 _FAR: Final = 2**62
+_LATEST: Final = 60_000_000
 _GRACE: Final = 1_000_000
 """A slot is missed when it is late by more than this (microseconds)."""
 
@@ -97,6 +98,7 @@ class WorkflowScheduler:
         self._bell: ChangeBell | None = None
         self._told: set[str] = set()
         self._repaired = False
+        self._doubt_ends = 0  # when a claim that had no answer has landed, or will not
         self._open: set[tuple[str, int]] = set()
         """Slots that run here."""
         self._passed: set[str] = set()
@@ -394,13 +396,16 @@ class WorkflowScheduler:
         while True:
             try:
                 if not self._repaired:
-                    self._repaired = True
+                    self._repaired = self._now() >= self._doubt_ends
                     await self._repair()
                 waiting = await self._fire_due()
+                if not self._repaired:
+                    waiting = self._doubt_ends if waiting is None else min(waiting, self._doubt_ends)
                 await self._sleep(waiting)
             except StorageError as error:
                 _log.warning("scheduling failed, trying again: %s", error)
                 self._repaired = False
+                self._doubt_ends = self._now() + _LATEST
                 await asyncio.sleep(_BACK_OFF_S)
 
     async def _sleep(self, until: int | None) -> None:
