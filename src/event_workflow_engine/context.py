@@ -175,12 +175,13 @@ class StepTransaction:
         append = None if self._appending is None else self._appending(stream, events, metadata)
         if append is None or self._appending is None:  # from another thread it may have ended meanwhile
             raise DefinitionError(f"stream {stream!r}: the step's transaction has ended, and takes no more events")
-        self._size += sum(len(record.data) for record in append.records)
-        if self._size > LARGEST:
+        size = self._size + sum(len(record.data) for record in append.records)
+        if size > LARGEST:
             raise EncodeError(
-                f"stream {stream!r}: {self._size:,} bytes of JSON in one transaction, which takes {LARGEST:,}: "
+                f"stream {stream!r}: {size:,} bytes of JSON in one transaction, which takes {LARGEST:,}: "
                 "append them in several steps"
             )
+        self._size = size
         self._appends.append(append)
 
     def end(self) -> list[Any]:

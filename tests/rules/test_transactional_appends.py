@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -167,15 +168,19 @@ async def test_what_could_not_be_written_is_refused_at_once(lab: Lab, stream: st
         assert await packed(engine.store) == []
 
 
-async def test_a_transaction_that_has_ended_takes_no_more(lab: Lab) -> None:
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_transaction_that_has_ended_takes_no_more(lab: Lab, raises: bool) -> None:
     kept: list[StepTransaction] = []
 
     async def act(ctx: StepContext[Any]) -> None:
         kept.append(ctx.transaction)
+        if raises:
+            raise ValueError("no")
 
     saga_ = declared(act)
     async with lab.engine(saga_) as engine:
-        await engine.execute(saga_)
+        with pytest.raises(SagaFailedError) if raises else nullcontext():
+            await engine.execute(saga_)
         with pytest.raises(DefinitionError, match="'parcel-1': the step's transaction has ended"):
             await kept[0].append("parcel-1", Packed(1))
 

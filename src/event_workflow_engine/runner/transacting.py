@@ -79,8 +79,8 @@ class TransactionalAction:
         """What became of the unit that goes with it. Once there is one, nothing cuts it off."""
 
         async def work(session: SqlSession) -> Unit:
+            transaction = StepTransaction(session, self._run.kit.appending)
             try:
-                transaction = StepTransaction(session, self._run.kit.appending)
                 self._context.enter(transaction)
                 first = () if self._command.args is None else (transaction,)  # called in a body: its arguments follow
                 value = await self._action(*first, *args)
@@ -88,7 +88,9 @@ class TransactionalAction:
             except BaseException as error:
                 self._raised = error
                 raise
-            return await self._settle(value, tuple(transaction.end()))
+            finally:
+                appends = tuple(transaction.end())
+            return await self._settle(value, appends)
 
         job = asyncio.ensure_future(self._run.kit.storage.transact(work))
         while not job.done():

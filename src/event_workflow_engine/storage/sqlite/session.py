@@ -16,12 +16,12 @@ from event_workflow_engine.storage.sqlite.queries import QUERIES
 from event_workflow_engine.storage.sqlite.statements import OWN_TABLES
 from event_workflow_engine.storage.user_sql import SqlGuard
 
-_TRIES: Final = 4  # of a disk that fails, before it is closed as it is
-
 if TYPE_CHECKING:
     from event_workflow_engine.storage.sqlite.connection import Connect
 
 __all__ = ["BeginError", "CommitInDoubtError", "WriteSession"]
+
+_TRIES: Final = 4  # of a disk that fails, before it is closed as it is
 
 
 class BeginError(Exception):
