@@ -48,6 +48,9 @@ class Batch(Judge):
             batch with `asyncpg.UniqueViolationError`.
         guesses: Take a stream to be where the unit expects it, and a row that is to be inserted to be absent, where
             nothing is remembered of them. Else they are fetched.
+
+    Attributes:
+        is_news: Whether other processes want to know of it, once `parameters` has told what it is.
     """
 
     trouble: ClassVar[tuple[type[BaseException], ...]] = (NotFetchedError,)
@@ -61,6 +64,7 @@ class Batch(Judge):
         self._guesses = guesses
         self._assumed = self._position
         self._wanted = Wanted()
+        self.is_news = False
         self._units: Sequence[Unit] = ()
         self._verdicts: list[Verdict] = []
         self._seen: dict[str, list[tuple[Any, ...]]] = {}
@@ -85,7 +89,7 @@ class Batch(Judge):
 
     def parameters(self) -> dict[str, Any]:
         """What the server is told; `None` for what there is none of."""
-        sagas = self._seen.pop("sagas", None)
+        sagas, workers = self._seen.pop("sagas", None), self._seen.pop("workers", None)
         put, dropped = self._versioned.changed()
         heads = self._cache.heads.young
         streams = {
@@ -100,6 +104,8 @@ class Batch(Judge):
             "versions": [self._moved.get(stream, heads[stream])[1] for stream in streams] or None,
             "sagas": sagas and [row[0] for row in sagas],
             "saga_rows": sagas and [row[1] for row in sagas],
+            "workers": workers and [row[0] for row in workers],
+            "worker_rows": workers and [row[1] for row in workers],
             "seen": _json(self._seen),
             "assumed_position": self._assumed,
             "exact": self._folder is not None and bool(records),
@@ -111,8 +117,7 @@ class Batch(Judge):
         }
         for place, name in enumerate(_COLUMNS):
             values[name] = records[place::_WIDTH] or None
-        if not records and not dropped and put.keys() <= _OF_NO_INTEREST:
-            values["channel"] = None
+        self.is_news = bool(records or dropped) or not put.keys() <= _OF_NO_INTEREST
         return values
 
     def undo(self) -> None:

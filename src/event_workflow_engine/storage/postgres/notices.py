@@ -11,6 +11,7 @@ import asyncpg
 
 from event_workflow_engine.errors import WorkflowError
 from event_workflow_engine.storage.exclusive import to_the_end
+from event_workflow_engine.storage.postgres.announcer import commits_in
 from event_workflow_engine.storage.postgres.connections import fetch_named
 from event_workflow_engine.storage.postgres.errors import storage_error
 
@@ -122,9 +123,11 @@ class Notices:
         (row,) = await fetch_named(connection, self._address.schema, "commits", {})
         return int(row["last_value"])
 
-    def _hear(self, _connection: object, _pid: int, _channel: str, sender: object) -> None:
-        if sender != self._sender:
-            self._heard += 1
+    def _hear(self, _connection: object, _pid: int, _channel: str, message: object) -> None:
+        name, commits = commits_in(str(message))
+        if name != self._sender:
+            self._heard += commits
+            self.deaf = False
             self.ring()
 
     def ring(self) -> None:

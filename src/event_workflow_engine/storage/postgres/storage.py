@@ -19,6 +19,7 @@ from event_workflow_engine.storage.lifecycle import GroupedStorage
 from event_workflow_engine.storage.liveness import HeartbeatLiveness
 from event_workflow_engine.storage.port import READS, Record, Written
 from event_workflow_engine.storage.postgres.address import Address
+from event_workflow_engine.storage.postgres.announcer import Announcer
 from event_workflow_engine.storage.postgres.connections import Connections, fetch_named, outcome_of
 from event_workflow_engine.storage.postgres.enlisting import another_database, driver_connection
 from event_workflow_engine.storage.postgres.errors import storage_error
@@ -70,6 +71,7 @@ class PostgresStorage(GroupedStorage):
         self._writer: Writer | None = None
         self._batch: asyncio.Task[None] | None = None  # which nobody else holds
         self._notices: Notices | None = None
+        self._announcer: Announcer | None = None
         self._spares: Spares | None = None
         self._whereabouts: dict[str, Any] | None = None
         """Which database it is, once that was asked."""
@@ -78,6 +80,7 @@ class PostgresStorage(GroupedStorage):
         await self._connections.patiently(self._check_or_upgrade)
         await self._connections.open()
         self._notices = Notices(self.address, self._sender, self._listeners.ring)
+        self._announcer = Announcer(self._connections, self._sender, self._notices.own_commit)
         self._writer = self._new_writer()
         self._spares = Spares(self._new_writer, self.address.pool)
         try:
@@ -107,8 +110,8 @@ class PostgresStorage(GroupedStorage):
             )
 
     def _new_writer(self) -> Writer:
-        assert self._notices is not None, "made before"
-        writer = Writer(self._connections, self._sender, self._notices.own_commit)
+        assert self._announcer is not None, "made before"
+        writer = Writer(self._connections, self._announcer)
         writer.folder = self._folder
         return writer
 
@@ -116,8 +119,11 @@ class PostgresStorage(GroupedStorage):
         notices, self._notices = self._notices, None
         writer, self._writer = self._writer, None
         spares, self._spares = self._spares, None
+        announcer, self._announcer = self._announcer, None
         if spares is not None:
             await spares.close()
+        if announcer is not None:
+            await announcer.close()
         if notices is not None:
             await notices.stop()
         if writer is not None:

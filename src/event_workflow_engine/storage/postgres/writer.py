@@ -29,10 +29,11 @@ from event_workflow_engine.storage.postgres.user_sql import UserSql
 from event_workflow_engine.storage.postgres.wanted import FetchedIds, NotFetchedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from event_workflow_engine.storage.group_commit import Verdict
     from event_workflow_engine.storage.port import InlineFolder, Rows, Unit
+    from event_workflow_engine.storage.postgres.announcer import Announcer
     from event_workflow_engine.storage.postgres.connections import Connections
     from event_workflow_engine.storage.postgres.wanted import Wanted
 
@@ -47,6 +48,7 @@ _PRUNE_EVERY: Final = 500  # batches
 _PRUNE_LIMIT: Final = 2000
 _PARTS: Final = 16  # into which a batch that failed is split: two steps from the largest to single units
 _SINGLES: Final = 2
+_QUIET: Final[dict[str, str | None]] = {"channel": None, "sender": None}
 _QUIET_CLAIMS: Final = frozenset({"claim_saga", "claim_sagas"})  # nobody else can do anything for what is claimed
 
 
@@ -55,20 +57,18 @@ class Writer:
 
     Args:
         connections: Whose database it is.
-        sender: Names this store object in notifications.
-        on_commit: Called when something was committed and others were notified.
+        announcer: Tells others of what was committed.
 
     Attributes:
         folder: Folds inline projections.
     """
 
-    def __init__(self, connections: Connections, sender: str, on_commit: Callable[[], None]) -> None:
+    def __init__(self, connections: Connections, announcer: Announcer) -> None:
         self._connections = connections
         self._address = connections.address
         self._schema = connections.address.schema
         self._statements = statements_in(self._schema)
-        self._tell = {"channel": connections.address.channel, "sender": sender}
-        self._on_commit = on_commit
+        self._announcer = announcer
         self._connection: Any = None
         self._cache = SharedCache()
         self._explicit = False  # transactions must be begun with their own settings, for the role's do not fit
@@ -258,22 +258,31 @@ class Writer:
 
     async def _send(self, batch: Batch) -> list[Verdict] | None:
         """Have the server write the batch: its verdicts, or `None` where it was judged by what is no longer so."""
+        told = _QUIET
         try:
-            parameters = {**self._tell, **batch.parameters()}
+            parameters = batch.parameters()
+            if batch.is_news:
+                told = self._announcer.begin()
+            parameters |= told
             (sql, names) = self._statements["commit_batch"].numbered[0]
             row = await self._connection.fetchrow(sql, *[parameters[name] for name in names], timeout=_COMMAND_S)
         except BaseException:
+            self._announcer.failed(told)
             batch.undo()
             raise
         last_position, row_version, stale = row
         if stale is not None:
+            self._announcer.failed(told)
             batch.undo()
             self._forget(msgspec.json.decode(stale))
             return None
         verdicts = batch.stored(last_position, row_version)
         self._cache.age()
-        if row_version is not None and parameters["channel"] is not None:
-            self._on_commit()
+        if told is not _QUIET:
+            if row_version is not None:
+                self._announcer.made(told)
+            else:
+                self._announcer.failed(told)
         return verdicts
 
     def _forget(self, stale: dict[str, Any]) -> None:
@@ -353,21 +362,25 @@ class Writer:
         if name not in CLAIMS:
             raise DefinitionError(f"there is no claim {name!r}")
         statements = self._statements[name]
+        told = _QUIET if name in _QUIET_CLAIMS else self._announcer.begin()
         try:
             await self.open()
             await self._begin()
             try:
                 rows = await self._rows(name, **params)
-                if name not in _QUIET_CLAIMS:
-                    await self._rows("announce", **self._tell)
+                if told is not _QUIET:
+                    await self._rows("announce", **told)
                 await self._connection.execute("COMMIT", timeout=_COMMAND_S)
             except BaseException:
                 await self._rollback()
                 raise
-        except Exception as error:
-            raise self._typed(error) from error
-        if name not in _QUIET_CLAIMS:
-            self._on_commit()
+        except BaseException as error:
+            self._announcer.failed(told)
+            if isinstance(error, Exception):
+                raise self._typed(error) from error
+            raise
+        if told is not _QUIET:
+            self._announcer.made(told)
         for table in statements.changes:
             self._cache.rows[table].clear()
         for row in rows:

@@ -2,12 +2,15 @@
 
 -- name: commit_batch
 SELECT last_position, row_version, stale FROM ewe.commit_batch(
-    :streams, :versions, :sagas, :saga_rows, :seen, :assumed_position, :exact,
+    :streams, :versions, :sagas, :saga_rows, :workers, :worker_rows, :seen, :assumed_position, :exact,
     :reach, :positions, :record_streams, :record_versions, :counts, :parts, :ids, :types, :schemas, :payloads,
     :metadatas, :times, :unit_ids, :unit_times, :images, :dropped, :channel, :sender);
 
 -- name: announce
 SELECT ewe.announce(:channel, :sender);
+
+-- name: tell
+SELECT pg_notify(:channel, :sender);
 
 -- name: stage
 SELECT ewe.stage_here(:cluster, :database, :id, :body, :staged_at, :channel) AS here;
