@@ -46,11 +46,12 @@ class Chunked:
         single: SQL to be used for one row, and for each of a few, where that is quicker.
     """
 
-    __slots__ = ("_sql", "width")
+    __slots__ = ("_one", "_sql", "width")
 
     def __init__(self, before: str, width: int, after: str = "", *, single: str = "") -> None:
         self.width = width
         row = "(" + ",".join("?" * width) + ")"
+        self._one = single or before + row + after
         sizes = [size for size in _SIZES if not single or size >= _FEW]
         self._sql = [(size, before + ",".join([row] * size) + after) for size in sizes]
         if single:
@@ -59,6 +60,9 @@ class Chunked:
     def execute(self, connection: sqlite3.Connection, params: list[Any]) -> None:
         """Run it over all rows in `params`, one row's parameters after the other."""
         width = self.width
+        if len(params) == width:
+            connection.execute(self._one, params)
+            return
         start, left = 0, len(params) // width
         for size, sql in self._sql:
             while left >= size:
