@@ -23,6 +23,7 @@ from event_workflow_engine import EngineConfig, Saga, SagaStep, WorkflowEngine
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.port import Append, NewRecord, Unit
+from event_workflow_engine.storage.postgres.batch import numbers
 from event_workflow_engine.storage.postgres.queries import statements_in
 
 if TYPE_CHECKING:
@@ -64,21 +65,21 @@ class BareCall:
         values: dict[str, Any] = dict.fromkeys(self._names)
         values |= {
             "streams": [stream for stream, _ in heads],
-            "versions": [version for _, version in heads],
+            "versions": numbers([version for _, version in heads]),
             "assumed_position": self._position,
             "exact": False,
             "reach": count,
-            "positions": list(range(self._position + 1, self._position + count + 1)),
+            "positions": numbers(range(self._position + 1, self._position + count + 1)),
             "record_streams": [stream for stream, _ in records],
-            "record_versions": [version for _, version in records],
-            "counts": [1] * count,
-            "parts": [0] * count,
+            "record_versions": numbers([version for _, version in records]),
+            "counts": numbers([1] * count),
+            "parts": numbers([0] * count),
             "ids": [uuid7() for _ in records],
             "types": ["step-succeeded"] * count,
-            "schemas": [1] * count,
+            "schemas": numbers([1] * count),
             "payloads": [PAYLOAD] * count,
             "metadatas": [b""] * count,
-            "times": [1] * count,
+            "times": numbers([1] * count),
             "channel": "bench",
             "sender": "bench",
         }

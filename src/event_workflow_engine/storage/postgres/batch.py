@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.postgres.rows import SharedCache
     from event_workflow_engine.storage.postgres.wanted import FetchedIds
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "numbers"]
 
 _COLUMNS: Final = (
     "positions", "record_streams", "record_versions", "counts", "parts", "ids", "types", "schemas", "payloads",
     "metadatas", "times",
 )  # fmt: skip
+_NUMBERS: Final = frozenset({"positions", "record_versions", "counts", "parts", "schemas", "times"})
 _WIDTH: Final = len(_COLUMNS)
 _OF_NO_INTEREST: Final = frozenset({"workers"})  # heartbeats, which whoever wants to know looks for
 _UNKNOWN: Final = Exception("not judged yet")
@@ -63,7 +64,7 @@ class Batch(Judge):
         super().__init__(cache, folder, self._versioned, ids, careful=careful)
         self._guesses = guesses
         self._assumed = self._position
-        self._wanted = Wanted()
+        self._wanted: Wanted | None = None
         self.is_news = False
         self._units: Sequence[Unit] = ()
         self._verdicts: list[Verdict] = []
@@ -78,12 +79,12 @@ class Batch(Judge):
         self._units = units
         try:
             self._verdicts = self._judge_all(units)
-            if not self._wanted:
+            if self._wanted is None:
                 self._seen = self._versioned.seen()
         except BaseException:
             self.undo()
             raise
-        if self._wanted:
+        if self._wanted is not None:
             self.undo()
             raise NotFetchedError(self._wanted)
 
@@ -101,22 +102,23 @@ class Batch(Judge):
         records = self._records
         values: dict[str, Any] = {
             "streams": list(streams) or None,
-            "versions": [self._moved.get(stream, heads[stream])[1] for stream in streams] or None,
+            "versions": numbers([self._moved.get(stream, heads[stream])[1] for stream in streams]),
             "sagas": sagas and [row[0] for row in sagas],
-            "saga_rows": sagas and [row[1] for row in sagas],
+            "saga_rows": sagas and numbers([row[1] for row in sagas]),
             "workers": workers and [row[0] for row in workers],
-            "worker_rows": workers and [row[1] for row in workers],
+            "worker_rows": workers and numbers([row[1] for row in workers]),
             "seen": _json(self._seen),
             "assumed_position": self._assumed,
             "exact": self._folder is not None and bool(records),
             "reach": self._position - self._assumed,
             "unit_ids": self._unit_ids[::2] or None,
-            "unit_times": self._unit_ids[1::2] or None,
+            "unit_times": numbers(self._unit_ids[1::2]),
             "images": _json(put),
             "dropped": _json(dropped),
         }
         for place, name in enumerate(_COLUMNS):
-            values[name] = records[place::_WIDTH] or None
+            column = records[place::_WIDTH]
+            values[name] = numbers(column) if name in _NUMBERS else column or None
         self.is_news = bool(records or dropped) or not put.keys() <= _OF_NO_INTEREST
         return values
 
@@ -149,7 +151,7 @@ class Batch(Judge):
 
     def _fetch(self, units: Sequence[Unit]) -> None:
         heads = self._cache.heads
-        wanted = Wanted()
+        wanted: Wanted | None = None
         for unit in units:
             for append in unit.appends:
                 stream = append.stream
@@ -159,14 +161,15 @@ class Batch(Judge):
                 if self._guesses and append.expected.__class__ is int and append.expected >= 0:
                     heads.young[stream] = (0, append.expected, 0)
                 else:
+                    wanted = wanted or Wanted()
                     wanted.heads.add(stream)
-        for look in (self._versioned.fetch, self._repetitions.look_up if self._careful else None):
-            if look is not None:
-                try:
-                    look(units)
-                except NotFetchedError as missing:
-                    wanted.add(missing.wanted)
-        if wanted:
+        for look in (self._versioned.fetch, self._repetitions.look_up) if self._careful else (self._versioned.fetch,):
+            try:
+                look(units)
+            except NotFetchedError as missing:
+                wanted = wanted or Wanted()
+                wanted.add(missing.wanted)
+        if wanted is not None:
             raise NotFetchedError(wanted)
 
     def _judge(self, unit: Unit) -> Verdict:
@@ -174,6 +177,7 @@ class Batch(Judge):
             return super()._judge(unit)
         except NotFetchedError as missing:
             # Find out what the others want, too: all of it is fetched at once, and then all are judged again.
+            self._wanted = self._wanted or Wanted()
             self._wanted.add(missing.wanted)
             return _UNKNOWN
 
@@ -200,6 +204,14 @@ class Batch(Judge):
             position, stream, version, count, _, *rest = self._records[start : start + _WIDTH]
             records.append(Record(position, stream, version, count, *rest))
         return records
+
+
+def numbers(values: Sequence[int | None]) -> str | None:
+    """A list of numbers as PostgreSQL writes it; ``None`` for an empty one."""
+    if not values:
+        return None
+    text = ",".join(map(str, values))
+    return "{" + (text.replace("None", "NULL") if None in values else text) + "}"
 
 
 def _json(by_table: dict[str, list[Any]]) -> str | None:

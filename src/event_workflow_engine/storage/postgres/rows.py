@@ -79,7 +79,7 @@ class VersionedRows(RowChanges):
             DefinitionError: A table is not declared, or a key does not fit its table.
             NotFetchedError: Some are not.
         """
-        wanted = Wanted()
+        wanted: Wanted | None = None
         workers = self._rows["workers"]
         for unit in units:
             for row in unit.rows:
@@ -92,10 +92,12 @@ class VersionedRows(RowChanges):
                 if row.op == "insert" and self._guesses:
                     self._shared.learn_absent(row.table, (key,))
                 else:
+                    wanted = wanted or Wanted()
                     wanted.rows.setdefault(row.table, set()).add(key)
             if unit.worker is not None and workers.missing(((unit.worker.id,),)):
+                wanted = wanted or Wanted()
                 wanted.rows.setdefault("workers", set()).add(SHAPES["workers"].key((unit.worker.id,)))
-        if wanted:
+        if wanted is not None:
             raise NotFetchedError(wanted)
 
     def image(self, table: str, key: Key) -> Image | None:
@@ -129,16 +131,17 @@ class VersionedRows(RowChanges):
         Raises:
             NotFetchedError: The version of some is not known. It is to be undone and they are to be fetched.
         """
-        wanted = Wanted()
+        wanted: Wanted | None = None
         seen: dict[str, list[tuple[Any, ...]]] = {}
         for table, keys in self._looked.items():
             versions = self._shared.row_versions[table]
             if unknown := versions.missing(keys):
+                wanted = wanted or Wanted()
                 wanted.rows[table] = {SHAPES[table].key(key) for key in unknown}
                 continue
             young = versions.young
             seen[table] = [(*key, young[key]) for key in keys]
-        if wanted:
+        if wanted is not None:
             raise NotFetchedError(wanted)
         return seen
 

@@ -21,6 +21,7 @@ from event_workflow_engine.storage.port import READS, Record, Written
 from event_workflow_engine.storage.postgres.address import Address
 from event_workflow_engine.storage.postgres.announcer import Announcer
 from event_workflow_engine.storage.postgres.connections import Connections, fetch_named, outcome_of
+from event_workflow_engine.storage.postgres.eager import task_begun
 from event_workflow_engine.storage.postgres.enlisting import another_database, driver_connection
 from event_workflow_engine.storage.postgres.errors import storage_error
 from event_workflow_engine.storage.postgres.held import PostgresHolding
@@ -133,7 +134,11 @@ class PostgresStorage(GroupedStorage):
     # -- writing -------------------------------------------------------------------------------------------------
 
     def _execute(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
-        self._batch = asyncio.create_task(self._run_batch(units, done), name="ewe-batch")
+        run = self._run_batch(units, done)
+        if self._opened.is_connected:  # connecting needs to be in a task
+            self._batch = task_begun(run, name="ewe-batch")
+        else:
+            self._batch = asyncio.create_task(run, name="ewe-batch")
 
     async def _run_batch(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:
         """Write a batch and answer within the same turn of the loop: a callback of the task would come a turn later."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import suppress
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -68,6 +70,8 @@ class Writer:
         self._address = connections.address
         self._schema = connections.address.schema
         self._statements = statements_in(self._schema)
+        self._commit_batch, names = self._statements["commit_batch"].numbered[0]
+        self._in_order = itemgetter(*names)
         self._announcer = announcer
         self._connection: Any = None
         self._cache = SharedCache()
@@ -145,10 +149,12 @@ class Writer:
         rewinds = len(self._connections.rewinds)
         try:
             verdicts = await self._optimistically(units, rewinds)
-        except LogRewoundError as error:
-            verdicts = [error] * len(units)
         except Exception as error:  # noqa: BLE001 - told to those who wait
-            verdicts = await self._carefully(units, error, rewinds)
+            await asyncio.sleep(0)  # from here on for certain in a task, whose timeouts can end it
+            if isinstance(error, LogRewoundError):
+                verdicts = [error] * len(units)
+            else:
+                verdicts = await self._carefully(units, error, rewinds)
         self._batches += 1
         self._newest = max(self._newest, units[-1].at)
         self._note(units, verdicts)
@@ -264,8 +270,7 @@ class Writer:
             if batch.is_news:
                 told = self._announcer.begin()
             parameters |= told
-            (sql, names) = self._statements["commit_batch"].numbered[0]
-            row = await self._connection.fetchrow(sql, *[parameters[name] for name in names], timeout=_COMMAND_S)
+            row = await self._connection.fetchrow(self._commit_batch, *self._in_order(parameters), timeout=_COMMAND_S)
         except BaseException:
             self._announcer.failed(told)
             batch.undo()

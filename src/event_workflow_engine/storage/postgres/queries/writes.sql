@@ -1,10 +1,15 @@
 -- What changes the store, beside the claims.
 
 -- name: commit_batch
+-- Lists of numbers come as text: the driver would look at each number four times, whether it is a list itself.
 SELECT last_position, row_version, stale FROM ewe.commit_batch(
-    :streams, :versions, :sagas, :saga_rows, :workers, :worker_rows, :seen, :assumed_position, :exact,
-    :reach, :positions, :record_streams, :record_versions, :counts, :parts, :ids, :types, :schemas, :payloads,
-    :metadatas, :times, :unit_ids, :unit_times, :images, :dropped, :channel, :sender);
+    :streams, CAST(CAST(:versions AS text) AS bigint[]),
+    :sagas, CAST(CAST(:saga_rows AS text) AS bigint[]), :workers, CAST(CAST(:worker_rows AS text) AS bigint[]),
+    :seen, :assumed_position, :exact, :reach,
+    CAST(CAST(:positions AS text) AS bigint[]), :record_streams, CAST(CAST(:record_versions AS text) AS bigint[]),
+    CAST(CAST(:counts AS text) AS bigint[]), CAST(CAST(:parts AS text) AS bigint[]), :ids, :types,
+    CAST(CAST(:schemas AS text) AS bigint[]), :payloads, :metadatas, CAST(CAST(:times AS text) AS bigint[]),
+    :unit_ids, CAST(CAST(:unit_times AS text) AS bigint[]), :images, :dropped, :channel, :sender);
 
 -- name: announce
 SELECT ewe.announce(:channel, :sender);
