@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["EPOCH", "Clock", "Duration", "SystemClock", "from_micros", "micros", "seconds", "to_micros"]
+__all__ = ["EPOCH", "Clock", "Duration", "SystemClock", "from_micros", "micros", "seconds", "to_micros", "told"]
 
 Duration = float | timedelta
 """A length of time: a bare number is seconds."""
@@ -70,3 +70,19 @@ def to_micros(when: datetime) -> int:
 def from_micros(micros: int) -> datetime:
     """The aware UTC time of stored microseconds."""
     return EPOCH + timedelta(microseconds=micros)
+
+
+def told(when: datetime, *, decimals: int = 0) -> str:
+    """A time for people: in UTC, which its ``Z`` says.
+
+    Args:
+        when: An aware time.
+        decimals: So many of its second, 6 at most; 0 at their end are left out.
+
+    Example:
+        >>> print(told(from_micros(1_500_000)), told(from_micros(1_500_000), decimals=6))
+        1970-01-01 00:00:01Z 1970-01-01 00:00:01.5Z
+    """
+    when = when.astimezone(UTC)
+    part = f"{when.microsecond:06}"[:decimals].rstrip("0")
+    return f"{when:%Y-%m-%d %H:%M:%S}{'.' if part else ''}{part}Z"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from event_workflow_engine.clock import from_micros
+from event_workflow_engine.clock import from_micros, told
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
@@ -119,8 +119,12 @@ def read_waits(row: Mapping[str, Any]) -> list[Wait]:
     return [Wait(one.kind, one.name, one.number, None if one.at is None else from_micros(one.at)) for one in kept]
 
 
-def said(wait: Wait) -> str:
-    """A wait in words.
+def said(wait: Wait, *, decimals: int = 0) -> str:
+    """A wait in words; its time is in UTC.
+
+    Args:
+        wait: The wait.
+        decimals: So many of the second of its time; see `event_workflow_engine.clock.told`.
 
     Example:
         >>> print(said(Wait("attempt", "ship", 3)))
@@ -132,4 +136,4 @@ def said(wait: Wait) -> str:
         said += f" (attempt {wait.number})"
     if wait.kind == "queue" and wait.number:
         said += f" (place {wait.number})"
-    return said if wait.at is None else said + with_time.format(at=f"{wait.at:%Y-%m-%d %H:%M:%S}")
+    return said if wait.at is None else said + with_time.format(at=told(wait.at, decimals=decimals))

@@ -159,7 +159,7 @@ async def test_the_place_in_a_queue_is_told(lab: Lab) -> None:
             ["waits in queue 'payments' (place 2)"],
             ["waits in queue 'payments' (place 3)"],
             ["waits in queue 'payments' (place 1)"],
-            [f"waits in queue 'payments' until {late:%Y-%m-%d %H:%M:%S}"],
+            [f"waits in queue 'payments' until {late:%Y-%m-%d %H:%M:%S}Z"],
         ]
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from event_workflow_engine.clock import EPOCH, SystemClock, from_micros, seconds, to_micros
+from event_workflow_engine.clock import EPOCH, SystemClock, from_micros, seconds, to_micros, told
 
 zones = st.integers(-23, 23).map(lambda hours: timezone(timedelta(hours=hours)))
 
@@ -26,6 +26,14 @@ def test_microseconds_come_back(micros: int) -> None:
 def test_the_epoch_is_zero() -> None:
     assert to_micros(EPOCH) == 0
     assert from_micros(1_500_000) == EPOCH + timedelta(seconds=1.5)
+
+
+@pytest.mark.parametrize(
+    ("decimals", "said"), [(0, "2026-01-01 22:59:59Z"), (3, "2026-01-01 22:59:59.1Z"), (6, "2026-01-01 22:59:59.10002Z")]
+)
+def test_a_time_for_people_is_in_utc_and_says_so(decimals: int, said: str) -> None:
+    eastern = datetime(2026, 1, 2, 0, 59, 59, 100_020, timezone(timedelta(hours=2)))
+    assert told(eastern, decimals=decimals) == said
 
 
 def test_a_bare_number_is_seconds() -> None:

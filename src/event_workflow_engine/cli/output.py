@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from event_workflow_engine.clock import from_micros, told
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -106,13 +108,13 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Text]], numbers: 
 
 
 def time_of(micros: int | None) -> str:
-    """A time of the store, as ISO 8601 in UTC; empty where there is none."""
+    """A time of the store as JSON has it, ISO 8601 in UTC; empty where there is none."""
     return "" if micros is None else datetime.fromtimestamp(micros / 1_000_000, UTC).isoformat(timespec="milliseconds")
 
 
-def short_time(micros: int | None) -> str:
-    """The same for tables: to the second, in UTC, unsaid."""
-    return "" if micros is None else f"{datetime.fromtimestamp(micros / 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"
+def short_time(micros: int | None, *, decimals: int = 0) -> str:
+    """The same for people: to the second, or with so many decimals of it."""
+    return "" if micros is None else told(from_micros(micros), decimals=decimals)
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from event_workflow_engine.cli.output import cell, print_rows, time_of
 from event_workflow_engine.cli.projection import progress
 from event_workflow_engine.cli.queue import plain_queue
+from event_workflow_engine.clock import told
 from event_workflow_engine.queues import Queues
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.waiting import living, unclaimed
@@ -100,8 +102,9 @@ def _counted(found: dict[str, Any], name: str, number: int) -> str:
 
 
 def _codeless(one: dict[str, Any]) -> str:
+    since = datetime.fromisoformat(one["since"])
     number = f"at least {one['sagas']}" if one["at_least"] else f"{one['sagas']}"
-    return f"{number} sagas wait for code that no worker has: {one['saga']} v{one['version']}, since {one['since']}"
+    return f"{number} sagas wait for code that no worker has: {one['saga']} v{one['version']}, since {told(since)}"
 
 
 def _alive(worker: dict[str, Any]) -> str:

@@ -250,14 +250,14 @@ def _shown(row: dict[str, Any], events: list[RecordedEvent[Any]], steps: list[St
     head = Text.assemble(
         cell(row["id"], "bold"), "  ", cell(f"{row['saga']} v{row['saga_version']}"), "  ", state_cell(row["state"])
     )
-    times = f"started {time_of(row['started_at'])}"
+    times = f"started {short_time(row['started_at'], decimals=3)}"
     if row["ended_at"] is not None:
-        times += f", ended {time_of(row['ended_at'])}"
+        times += f", ended {short_time(row['ended_at'], decimals=3)}"
     elif (owner := row["owner"]) and queue_of(owner) is None:
         how = "given to" if owner.startswith(GIVEN) else "on"
         times += f", {how} worker {owner.removeprefix(GIVEN)}"
     elif row["wake_at"] is not None:
-        times += f", due {time_of(row['wake_at'])}"
+        times += f", due {short_time(row['wake_at'], decimals=3)}"
     made = table("step", "state", "tries", "begins", "takes", "undo", numbers=("tries", "begins", "takes"))
     for step in steps:
         made.add_row(*_step_cells(step, row["started_at"]))

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 from event_workflow_engine.cli.opening import opened
 from event_workflow_engine.cli.options import COMMON, Common, Limit
 from event_workflow_engine.cli.output import cell, console, print_json, print_rows
+from event_workflow_engine.clock import told
 from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.refusals import Refusal, Refusals
 
@@ -48,7 +49,7 @@ async def list_(*, after: str = "", limit: Limit = 50, common: Common = COMMON) 
 
 
 def _cells(one: Refusal) -> tuple[Any, ...]:
-    return cell(one.id), cell(one.what), cell(f"{one.staged_at:%Y-%m-%d %H:%M:%S}", "dim"), cell(one.reason)
+    return cell(one.id), cell(one.what), cell(told(one.staged_at), "dim"), cell(one.reason)
 
 
 @app.command(name="retry")

@@ -20,6 +20,8 @@ from event_workflow_engine.cli.output import (
     short_time,
     time_of,
 )
+from event_workflow_engine.clock import told
+from event_workflow_engine.errors import NotRegisteredError
 from event_workflow_engine.event_store import EventStore
 from event_workflow_engine.events import RecordedEvent
 from event_workflow_engine.feeds import Bell
@@ -69,8 +71,10 @@ async def show(  # noqa: D417 - shared options tell of themselves
         backwards: The last first.
     """
     async with opened(common.url) as storage:
-        reading = EventStore(storage).read(stream, after=after, limit=limit + 1, backwards=backwards)
-        found = [event async for event in reading]
+        store = EventStore(storage)
+        found = [event async for event in store.read(stream, after=after, limit=limit + 1, backwards=backwards)]
+        if not found and not await store.head(stream):
+            raise NotRegisteredError(f"there is no stream {stream!r} in {storage.url}: see ewe stream ls")
     page, more = found[:limit], len(found) > limit
     last = page[-1].version if more else None
     if common.as_json:
@@ -79,7 +83,7 @@ async def show(  # noqa: D417 - shared options tell of themselves
     rows = [
         (
             cell(event.version),
-            cell(f"{event.recorded_at:%Y-%m-%d %H:%M:%S}", "dim"),
+            cell(told(event.recorded_at), "dim"),
             cell(event.type, "bold"),
             cell(json_text(plain(event.data))),
         )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import time
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -20,7 +21,9 @@ async def worker(engine: Annotated[str, Parameter(help="Where it is: module:name
     The module is found as Python finds it from the current folder. The engine must not be entered by it.
     """
     found = _engine_at(engine)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    lines = logging.StreamHandler()
+    lines.setFormatter(_InUtc("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -28,6 +31,13 @@ async def worker(engine: Annotated[str, Parameter(help="Where it is: module:name
         print(f"worker of {found.storage.url} is ready", flush=True)
         await ended.wait()
         print("handing over", flush=True)
+
+
+class _InUtc(logging.Formatter):
+    """Says when in UTC, as all commands do."""
+
+    converter = time.gmtime
+    default_msec_format = "%s.%03dZ"
 
 
 def _engine_at(place: str) -> WorkflowEngine:

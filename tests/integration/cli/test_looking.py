@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -118,8 +120,27 @@ def test_stream_show_goes_both_ways_a_page_at_a_time(ewe: Ewe) -> None:
     assert ([event["data"] for event in page["events"]], page["next"]) == ([{"what": "b"}], None)
     page = ewe.json("stream", "show", "count-a", "--backwards", "-n", "1")
     assert ([event["version"] for event in page["events"]], page["next"]) == ([3], 3)
-    assert ewe.json("stream", "show", "no-such")["events"] == []
+    assert ewe.json("stream", "show", "count-a", "--after", "3")["events"] == []
     assert '{"what": "b"}' in ewe("stream", "show", "count-a").out
+
+
+def test_times_for_people_say_that_they_are_in_utc(ewe: Ewe) -> None:
+    """And nothing that people read has one that does not say so, nor one that says it in another way."""
+    texts = [
+        ewe(*words).out
+        for words in (["run", "list"], ["run", "show", "b-1"], ["stream", "ls"], ["stream", "show", "count-a"])
+    ]
+    for text in texts:
+        ends = re.findall(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d([^\s,]*)", text)
+        assert ends
+        assert [end for end in ends if not re.fullmatch(r"(\.\d+)?Z", end)] == []
+
+
+def test_times_in_json_have_their_offset(ewe: Ewe) -> None:
+    row = ewe.json("run", "show", "b-1")
+    times = [row["started_at"], row["ended_at"], row["history"][0]["recorded_at"], row["steps"][0]["started_at"]]
+    times.append(ewe.json("stream", "ls")["streams"][0]["last_at"])
+    assert [datetime.fromisoformat(time).utcoffset() for time in times] == [timedelta()] * 5
 
 
 def test_stream_tail_filters_and_ends_after_so_many(ewe: Ewe) -> None:

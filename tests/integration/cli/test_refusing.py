@@ -104,6 +104,14 @@ def test_an_unknown_saga_is_told(ewe: Ewe, command: list[str]) -> None:
     assert "see ewe run list" in ended.err
 
 
+@pytest.mark.parametrize("form", [[], ["--json"], ["--after", "3"], ["--backwards"]], ids=" ".join)
+def test_an_unknown_stream_is_told(ewe: Ewe, form: list[str]) -> None:
+    ended = ewe("stream", "show", "nope", *form)
+    assert (ended.code, ended.out) == (1, "")
+    assert "there is no stream 'nope'" in ended.err
+    assert "see ewe stream ls" in ended.err
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -46,7 +46,7 @@ def test_schedules_are_listed_with_what_runs_when(ewe: Ewe) -> None:
     assert lines[0] == ["id", "runs", "when", "next"]
     assert lines[1][:9] == ["nightly", "saga", "good", "0", "2", "*", "*", "*", "in"]
     assert lines[2][:6] == ["often", "saga", "good", "every", "5400", "s"]
-    assert lines[3] == ["once", "saga", "good", "once", "2040-02-29", "12:00:00"]
+    assert lines[3] == ["once", "saga", "good", "once", "2040-02-29", "12:00:00Z"]
 
 
 def test_a_task_rests_until_it_is_resumed(ewe: Ewe) -> None:

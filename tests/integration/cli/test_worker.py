@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +17,8 @@ from event_workflow_engine.storage import open_storage
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.integration.cli.kit import Ewe
 
 MODULE = """
 import os
@@ -28,6 +32,19 @@ async def whoami() -> int:
 engine = WorkflowEngine({url!r})
 engine.register(Saga("whoami", [SagaStep("whoami", whoami)]))
 number = 7
+"""
+
+
+FAILING = """
+from event_workflow_engine import Saga, SagaStep, WorkflowEngine
+
+
+async def full():
+    raise ValueError("full")
+
+
+engine = WorkflowEngine({url!r})
+engine.register(Saga("waiting", [SagaStep("full", full)]))
 """
 
 
@@ -64,6 +81,23 @@ async def test_it_runs_what_is_started_elsewhere_and_ends_in_order(
             finally:
                 worker.kill()
         assert await storage.query("live_workers") == []
+
+
+@pytest.mark.timeout(60)
+def test_its_log_tells_the_time_in_utc_wherever_it_runs(empty: Ewe, tmp_path: Path) -> None:
+    empty.fill()
+    (tmp_path / "failing.py").write_text(FAILING.format(url=empty.url))
+    command = [sys.executable, "-m", "event_workflow_engine.cli.main", "worker", "failing:engine"]
+    far = {**os.environ, "TZ": "EAST-9"}
+    with subprocess.Popen(command, cwd=tmp_path, env=far, stderr=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.stderr is not None
+            line = next(line for line in worker.stderr if "'w-1'" in line)
+        finally:
+            worker.kill()
+    at, _, rest = line.partition("Z ")
+    assert rest.startswith("INFO event_workflow_engine")
+    assert abs(datetime.fromisoformat(f"{at}+00:00") - datetime.now(UTC)) < timedelta(hours=1)
 
 
 @pytest.mark.parametrize(
