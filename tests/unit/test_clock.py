@@ -29,7 +29,8 @@ def test_the_epoch_is_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decimals", "said"), [(0, "2026-01-01 22:59:59Z"), (3, "2026-01-01 22:59:59.1Z"), (6, "2026-01-01 22:59:59.10002Z")]
+    ("decimals", "said"),
+    [(0, "2026-01-01 22:59:59Z"), (3, "2026-01-01 22:59:59.1Z"), (6, "2026-01-01 22:59:59.10002Z")],
 )
 def test_a_time_for_people_is_in_utc_and_says_so(decimals: int, said: str) -> None:
     eastern = datetime(2026, 1, 2, 0, 59, 59, 100_020, timezone(timedelta(hours=2)))

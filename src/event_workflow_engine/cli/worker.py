@@ -21,9 +21,7 @@ async def worker(engine: Annotated[str, Parameter(help="Where it is: module:name
     The module is found as Python finds it from the current folder. The engine must not be entered by it.
     """
     found = _engine_at(engine)
-    lines = logging.StreamHandler()
-    lines.setFormatter(_InUtc("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[lines])
+    logging.basicConfig(level=logging.INFO, handlers=[_lines()])
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -33,11 +31,14 @@ async def worker(engine: Annotated[str, Parameter(help="Where it is: module:name
         print("handing over", flush=True)
 
 
-class _InUtc(logging.Formatter):
-    """Says when in UTC, as all commands do."""
-
-    converter = time.gmtime
-    default_msec_format = "%s.%03dZ"
+def _lines() -> logging.Handler:
+    """The log, with its times in UTC, as those of all commands are."""
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    formatter.converter = time.gmtime
+    formatter.default_msec_format = "%s.%03dZ"
+    lines = logging.StreamHandler()
+    lines.setFormatter(formatter)
+    return lines
 
 
 def _engine_at(place: str) -> WorkflowEngine:

@@ -21,6 +21,7 @@ from event_workflow_engine.testing.fakes import StepFaker
 from event_workflow_engine.testing.observed import ObservedStorage
 from event_workflow_engine.testing.settling import is_calm, settle
 from event_workflow_engine.testing.standstill import WatchedEngine
+from event_workflow_engine.testing.telling import waits_in_words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -226,13 +227,16 @@ class SagaScenario:
             undone: The steps whose effects were undone; the same.
 
         Raises:
-            AssertionError: Something is otherwise.
+            AssertionError: Something is otherwise; of a saga that has not ended it says what it waits for.
         """
         async with self._run() as (engine, handle, effects):
             status = await handle.status()
-            why = await _why(handle) if status is not state and await _has_ended(engine, handle) else ""
-            _expect(status is state, f"the saga is {status.value}, expected {state.value}{why}")
+            if status is not state:
+                why = await _why(engine, handle)
+                raise AssertionError(f"the saga is {status.value}, expected {state.value}{why}")
             if result is not _ANY:
+                if not await _has_ended(engine, handle):
+                    raise AssertionError(f"the saga has returned nothing so far{await _why(engine, handle)}")
                 returned = await handle.result()
                 _expect(returned == result, f"the saga returned {returned!r}, expected {result!r}")
             found = effects.standing(handle.id), effects.undone(handle.id)
@@ -268,7 +272,10 @@ async def _has_ended(engine: WorkflowEngine, handle: SagaHandle[Any]) -> bool:
     return row is not None and (row["ended_at"] is not None or row["state"] == WorkflowState.NEEDS_INTERVENTION.value)
 
 
-async def _why(handle: SagaHandle[Any]) -> str:
+async def _why(engine: WorkflowEngine, handle: SagaHandle[Any]) -> str:
+    """How it comes: why it has ended, or what keeps it from its end."""
+    if not await _has_ended(engine, handle):
+        return f": it {await waits_in_words(handle)}"
     try:
         await handle.result()
     except SagaFailedError as error:

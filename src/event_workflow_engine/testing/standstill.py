@@ -7,16 +7,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from event_workflow_engine.clock import told as time_told
 from event_workflow_engine.config import EngineConfig
 from event_workflow_engine.engine import WorkflowEngine
 from event_workflow_engine.errors import WorkflowError
 from event_workflow_engine.ids import uuid7
-from event_workflow_engine.waits import said
+from event_workflow_engine.testing.telling import last_errors, told
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime, timedelta
 
+    from event_workflow_engine.handle import SagaHandle
     from event_workflow_engine.saga import Saga
     from event_workflow_engine.testing.clock import VirtualClock
     from event_workflow_engine.waits import Wait
@@ -56,15 +58,15 @@ class _Vigil:
     Args:
         clock: The clock of it all.
         is_calm: Whether nothing is under way in the engine, nor to its store and back.
-        waits_of: What a saga waits for.
+        handle: That of a saga.
     """
 
     def __init__(
-        self, clock: VirtualClock, is_calm: Callable[[], bool], waits_of: Callable[[str], Awaitable[Sequence[Wait]]]
+        self, clock: VirtualClock, is_calm: Callable[[], bool], handle: Callable[[str], SagaHandle[Any]]
     ) -> None:
         self._clock = clock
         self._is_calm = is_calm
-        self._waits_of = waits_of
+        self._handle = handle
         self._waiting: set[_Waiting] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._telling: asyncio.Task[None] | None = None
@@ -125,13 +127,15 @@ class _Vigil:
     async def _tell(self) -> None:
         for waiting in list(self._waiting):
             try:
-                waits = await self._waits_of(waiting.saga_id)
+                handle = self._handle(waiting.saga_id)
+                waits, history = await handle.waits_for(), await handle.history()
             except WorkflowError:  # it is in its start, say, and who waits for it will be told
                 continue
             due = _due(waits, self._clock.now())
             if due is None or self._advances != self._clock.advances or waiting not in self._waiting:
                 continue
-            waiting.why = _why(waiting.saga_id, waits, self._clock.now(), due)
+            words = told(waits, last_errors(event.data for event in history))
+            waiting.why = _why(waiting.saga_id, words, self._clock.now(), due)
             waiting.limit.reschedule(asyncio.get_running_loop().time())
         self._telling = None
         if self._waiting:
@@ -157,7 +161,7 @@ class WatchedEngine(WorkflowEngine):
         config: EngineConfig | None = None,
     ) -> None:
         super().__init__(storage, clock=clock, config=config or EngineConfig())
-        self._vigil = _Vigil(clock, lambda: is_calm(self), lambda saga_id: self.handle(saga_id).waits_for())
+        self._vigil = _Vigil(clock, lambda: is_calm(self), self.handle)
 
     async def execute(
         self,
@@ -191,11 +195,11 @@ def _due(waits: Sequence[Wait], now: datetime) -> datetime | None:
     return min(times)
 
 
-def _why(saga_id: str, waits: Sequence[Wait], now: datetime, due: datetime) -> str:
+def _why(saga_id: str, waits: str, now: datetime, due: datetime) -> str:
     return (
-        f"saga {saga_id!r} {', '.join(map(said, waits))}; this VirtualClock shows {now:%Y-%m-%d %H:%M:%S} and nothing "
-        f"moves it: `await clock.advance(seconds={_plain(due - now)})` does, between `engine.start(…)` and "
-        "`handle.result()`, or in another task"
+        f"saga {saga_id!r} {waits}; this VirtualClock shows {time_told(now, decimals=6)} and nothing moves it: "
+        f"`await clock.advance(seconds={_plain(due - now)})` does, between `engine.start(…)` and `handle.result()`, or "
+        "in another task"
     )
 
 

@@ -124,7 +124,9 @@ def test_sagas_whose_code_nobody_has_are_told(ewe: Ewe, monkeypatch: pytest.Monk
 
     asyncio.run(work(WorkflowEngine(ewe.url)))
     out = ewe._capture.readouterr().out
-    assert re.search(r"1 sagas wait for code that no worker has: waiting v1, since [-\d]+ [:\d]+Z", " ".join(out.split()))
+    assert re.search(
+        r"1 sagas wait for code that no worker has: waiting v1, since [-\d]+ [:\d]+Z", " ".join(out.split())
+    )
 
 
 def test_a_glance_tells_workers_queues_projections_and_what_waits_for_people(empty: Ewe) -> None:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from event_workflow_engine import (
     Aggregate,
     DocumentProjection,
+    RetryPolicy,
     Saga,
     SagaStep,
     Signal,
     WorkflowState,
     event,
     saga,
+    sleep,
     step,
     wait_for_signal,
 )
 from event_workflow_engine.errors import DefinitionError, SagaEndedError
 from event_workflow_engine.testing import VirtualClock, given, raises, returns
+from event_workflow_engine.testing.telling import waits_in_words
+
+if TYPE_CHECKING:
+    from event_workflow_engine import WorkflowEngine
+    from event_workflow_engine.testing.scenarios import SagaScenario
 
 
 @event("scenario-deposited")
@@ -107,6 +115,21 @@ async def trip(what: str) -> str:
     return f"{booked}, {word}"
 
 
+@saga("scenario-gift")
+async def gift(_: str) -> str:
+    return await wait_for_signal(GO)
+
+
+@saga("scenario-nap")
+async def nap(_: str) -> None:
+    await sleep(1.5)
+
+
+@saga("scenario-again")
+async def again(what: str) -> str:
+    return await step(book, what, retry=RetryPolicy(attempts=3, delay=60, factor=1, jitter=0))
+
+
 async def test_how_a_saga_ends() -> None:
     running, done, undone = WorkflowState.RUNNING, WorkflowState.COMPLETED, WorkflowState.COMPENSATED
     await given(trip, "a room").then(running, standing=["book"])
@@ -128,6 +151,45 @@ async def test_how_a_saga_ends() -> None:
 async def test_a_saga_that_ends_otherwise_is_told(expected: dict[str, Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         await given(trip, "a room").passes(days=3).then(**expected)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "waits"),
+    [
+        (given(trip, "a"), "waits for signal 'go' until 2026-01-04 00:00:00Z"),
+        (given(gift, "a"), "waits for signal 'go'"),
+        (given(nap, "a"), "sleeps until 2026-01-01 00:00:01.5Z"),
+        (
+            given(again, "a").faking(book, raises(ConnectionError("engaged"))),
+            "waits for attempt 2 of step 'book' at 2026-01-01 00:01:00Z (attempt 1 raised ConnectionError: engaged)",
+        ),
+    ],
+)
+async def test_a_saga_that_has_not_ended_is_told_with_what_it_waits_for(scenario: SagaScenario, waits: str) -> None:
+    with pytest.raises(AssertionError) as told:
+        await scenario.then(WorkflowState.COMPLETED)
+    assert str(told.value) == f"the saga is RUNNING, expected COMPLETED: it {waits}"
+
+
+async def test_a_saga_that_runs_a_step_is_told_with_the_step(engine: WorkflowEngine) -> None:
+    inside, out = asyncio.Event(), asyncio.Event()
+
+    async def busy() -> None:
+        inside.set()
+        await out.wait()
+
+    declared = Saga("busy", [SagaStep("busy", busy)])
+    engine.register(declared)
+    handle = await engine.start(declared)
+    await inside.wait()
+    assert await waits_in_words(handle) == "runs step 'busy'"
+    out.set()
+    await handle.result()
+
+
+async def test_a_saga_that_has_not_ended_has_no_result() -> None:
+    with pytest.raises(AssertionError, match=r"^the saga has returned nothing so far: it waits for signal 'go'$"):
+        await given(gift, "a").then(WorkflowState.RUNNING, result="gone")
 
 
 async def test_a_signal_behind_the_end_is_refused() -> None:
