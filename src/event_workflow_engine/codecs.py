@@ -99,7 +99,7 @@ class JsonCodec:
         try:
             return self.decoder(type)(data)
         except Exception as error:
-            raise DecodeError(f"{what}: stored JSON does not fit {_shown(type)}: {error}") from error
+            raise DecodeError(f"{what}: its JSON does not fit {_shown(type)}: {error}") from error
 
     def decoder(self, kind: Any) -> Callable[[bytes | Raw], Any]:
         """What decodes `kind`, made once; for who decodes much and names its errors itself, since it raises any."""

@@ -260,7 +260,7 @@ class EncodeError(WorkflowError):
 
 
 class DecodeError(WorkflowError):
-    """Stored bytes do not fit the type that the code wants."""
+    """JSON, stored or on its way there, does not fit the type that the code wants; the message says whose it is."""
 
 
 class EngineStateError(WorkflowError):

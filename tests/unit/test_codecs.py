@@ -240,6 +240,12 @@ def test_a_decode_error_names_the_type_and_the_place() -> None:
         JSON.decode(b'{"sku":"a","count":"many"}', Line, "event 'x'")
 
 
+def test_a_decode_error_says_of_nothing_that_it_was_stored() -> None:
+    """What is decoded may be about to be stored, or to be refused."""
+    with pytest.raises(DecodeError, match=r"^signal 'go': its JSON does not fit int: Expected `int`, got `str`$"):
+        JSON.decode(b'"ahead"', int, "signal 'go'")
+
+
 def test_what_a_models_own_code_raises_is_a_typed_error() -> None:
     class Sour(BaseModel):
         n: int

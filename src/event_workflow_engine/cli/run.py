@@ -24,6 +24,7 @@ from event_workflow_engine.cli.output import (
     table,
     time_of,
 )
+from event_workflow_engine.cli.signal_types import check_payload
 from event_workflow_engine.cli.timeline import StepLine, detail_of, steps_of
 from event_workflow_engine.errors import SagaEndedError, SagaNotFoundError
 from event_workflow_engine.event_store import EventStore
@@ -142,18 +143,32 @@ async def watch(id: Id, /, *, common: Common = COMMON) -> None:  # noqa: A002 - 
 
 
 @app.command(name="signal")
-async def signal(id: Id, name: str, payload: JsonText = None, /, *, common: Common = COMMON) -> None:  # noqa: D417, A002
+async def signal(  # noqa: D417 - shared options tell of themselves
+    id: Id,  # noqa: A002 - what it is
+    name: str,
+    payload: JsonText = None,
+    /,
+    *,
+    app: Annotated[str | None, Parameter(name="--app")] = None,
+    common: Common = COMMON,
+) -> None:
     """Send a signal to a saga. It waits for a saga that does not wait for it yet.
+
+    JSON that is not of the signal's type is raised in the saga's code as a DecodeError. Where the code does not catch
+    it, the saga is undone. With --app it is refused instead, and nothing is sent.
 
     Args:
         name: The signal's name.
+        app: Check it first: where the Signal is, `module:object`, or its `module`, or what stands beside it there.
     """
     check_name(name, "signal name")
     raw = h.Raw(b"null" if payload is None else payload.encode())
+    if app is not None:
+        check_payload(name, raw, app)
     async with opened(common.url) as storage:
         row = await storage.get("sagas", (id,))
     awaited = {wait.name for wait in read_waits(row) if wait.kind == "signal"} if row is not None else set()
-    sent = f"signal {name!r} sent"
+    sent = f"signal {name!r} sent" + ("" if app is not None else " unchecked (--app checks its type)")
     if awaited and name not in awaited:
         sent += f", for which it does not wait now: it waits for {', '.join(map(repr, sorted(awaited)))}"
     await _send(id, h.SignalSent(name, raw), common, {"id": id, "signal": name, "sent": True}, sent)

@@ -9,9 +9,12 @@ import sys
 import textwrap
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from tests.integration.cli.worker import Counted, counts, waiting
+
+from event_workflow_engine.cli.main import execute
 
 if TYPE_CHECKING:
     import subprocess
@@ -111,9 +114,51 @@ def test_a_signal_that_the_saga_does_not_wait_for_is_told_of(empty: Ewe) -> None
 
     empty.engine(work)
     assert (
-        "signal 'og' sent, for which it does not wait now: it waits for 'go'" in empty("run", "signal", "w-1", "og").out
+        "signal 'og' sent unchecked (--app checks its type), for which it does not wait now: it waits for 'go'"
+        in empty("run", "signal", "w-1", "og").out
     )
     assert "for which" not in empty("run", "signal", "w-1", "go").out
+
+
+@pytest.fixture
+def typed(ewe: Ewe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module that has the signal that the saga w-1 waits for, with its type."""
+    name = f"cli_typed_{uuid4().hex}"
+    (tmp_path / f"{name}.py").write_text(
+        "from event_workflow_engine import Signal, WorkflowEngine\n"
+        "OTHER, GO = Signal('other', str), Signal('go', int)\n"
+        f"engine = WorkflowEngine({ewe.url!r})\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+@pytest.mark.parametrize("place", ["", ":GO", ":engine"])
+def test_a_signal_of_the_wrong_type_is_refused_where_its_code_is_at_hand(ewe: Ewe, typed: str, place: str) -> None:
+    ended = ewe("run", "signal", "w-1", "go", '"ahead"', "--app", typed + place, "--json")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == (
+        "ewe: EncodeError: signal 'go': its JSON does not fit int: Expected `int`, got `str`: nothing was sent\n"
+    )
+    assert ewe.json("stream", "ls", "inbox-")["streams"] == []
+    sent = ewe("run", "signal", "w-1", "go", "7", "--app", typed + place)
+    assert sent.out == "saga w-1: signal 'go' sent; see: ewe run watch w-1\n"
+
+
+@pytest.mark.parametrize(("name", "place"), [("og", ""), ("og", ":GO"), ("go", ":OTHER"), ("og", ":engine")])
+def test_a_signal_whose_type_is_not_where_it_is_said_to_be_is_not_sent(
+    ewe: Ewe, typed: str, name: str, place: str
+) -> None:
+    ended = ewe("run", "signal", "w-1", name, "7", "--app", typed + place)
+    assert (ended.code, ended.out) == (1, "")
+    assert f"it is no Signal named {name!r}, and there is none beside it" in ended.err
+    assert ewe.json("stream", "ls", "inbox-")["streams"] == []
+
+
+def test_the_help_says_what_a_signal_of_the_wrong_type_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["run", "signal", "--help"]) == 0
+    assert "the saga is undone" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("arguments", [["signal", "g-1", "go"], ["cancel", "g-1"]])
