@@ -28,7 +28,7 @@ from event_workflow_engine.ids import uuid7
 from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.saga import Saga
 from event_workflow_engine.storage.port import Row, Unit
-from event_workflow_engine.tasks import ScheduledTask, StoredTask, Task, read_task
+from event_workflow_engine.tasks import ScheduledTask, StoredTask, Task, read_task, triggered_prefix
 from event_workflow_engine.triggers import check_cron, check_interval, next_cron, next_interval, rule_in_words
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ class WorkflowScheduler:
     # -- looking after -----------------------------------------------------------------------------------------------
 
     async def cancel(self, id: str) -> bool:  # noqa: A002 - the contract's name
-        """Forget a task; whether there was one that was still to run. A run that has begun goes on."""
+        """Forget a task; whether there was one still to run. A run that has begun, or was triggered, goes on."""
         row = await self._storage.get("schedules", (id,))
         if row is None or row["next_run"] is None:
             return False
@@ -355,7 +355,7 @@ class WorkflowScheduler:
         now = self._now()
         if not self._worker or not self._runnable(row):
             once = {"kind": "once", "spec": "{}", "task": row["task"], "next_run": now, "paused": 0, "created_at": now}
-            await self._write(Row("schedules", "insert", (f"{id[: _MAX_ID // 2]}/{uuid7()}",), once))
+            await self._write(Row("schedules", "insert", (triggered_prefix(id) + uuid7(),), once))
             return
         slot = now
         while True:

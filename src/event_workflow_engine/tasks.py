@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.saga import Saga
 
-__all__ = ["ScheduledTask", "StoredTask", "Task", "read_task"]
+__all__ = ["ScheduledTask", "StoredTask", "Task", "read_task", "triggered_prefix"]
+
+_LONGEST_PREFIX: Final = 90
 
 
 class StoredTask(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -29,6 +31,11 @@ class StoredTask(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 read_task: Final = msgspec.json.Decoder(StoredTask).decode
+
+
+def triggered_prefix(task_id: str) -> str:
+    """What the id of a triggered run begins with, where that waits for a worker as a task of its own."""
+    return f"{task_id[:_LONGEST_PREFIX]}/"
 
 
 class Task:

@@ -1,5 +1,6 @@
 """`ewe schedule`: what runs at its time; let a task rest, go on, run now, or be forgotten."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
@@ -10,7 +11,7 @@ from event_workflow_engine.cli.output import cell, console, print_json, print_ro
 from event_workflow_engine.clock import to_micros
 from event_workflow_engine.errors import NotRegisteredError
 from event_workflow_engine.scheduler import WorkflowScheduler
-from event_workflow_engine.tasks import ScheduledTask
+from event_workflow_engine.tasks import ScheduledTask, triggered_prefix
 
 __all__ = ["app"]
 
@@ -65,11 +66,28 @@ async def trigger(task_id: Id, /, *, common: Common = COMMON) -> None:
 
 @app.command(name="cancel")
 async def cancel(task_id: Id, /, *, common: Common = COMMON) -> None:
-    """Forget a task. Code that schedules it when it starts makes it anew."""
+    """Forget a task. Code that schedules it when it starts makes it anew.
+
+    A run that has begun goes on. One that was triggered and waits for a worker is a task of its own: it stays, and is
+    named here.
+    """
     async with opened(common.url) as storage:
-        if not await WorkflowScheduler(storage).cancel(task_id):
+        scheduler = WorkflowScheduler(storage)
+        left = _triggered(task_id, await scheduler.list())
+        if not await scheduler.cancel(task_id):
             raise NotRegisteredError(f"there is no scheduled task {task_id!r}")
-    _tell(task_id, "cancelled", as_json=common.as_json)
+    if common.as_json:
+        print_json({"id": task_id, "cancelled": True, "triggered": left})
+        return
+    stays = "; what was triggered before still runs, unless cancelled too: " if left else ""
+    console().print(cell(f"task {task_id} cancelled{stays}{', '.join(left)}"))
+
+
+def _triggered(task_id: str, tasks: Sequence[ScheduledTask]) -> list[str]:
+    """Its runs that wait as tasks of their own."""
+    runs = {task.task.encoded for task in tasks if task.id == task_id}
+    prefix = triggered_prefix(task_id)
+    return [one.id for one in tasks if one.id.startswith(prefix) and one.rule == "once" and one.task.encoded in runs]
 
 
 def _tell(task_id: str, what: str, *, as_json: bool) -> None:

@@ -98,8 +98,23 @@ def test_a_task_with_the_longest_id_that_is_triggered_runs(empty: Ewe) -> None:
 
 
 def test_a_task_is_forgotten(ewe: Ewe) -> None:
-    assert ewe.json("schedule", "cancel", "nightly") == {"id": "nightly", "cancelled": True}
+    assert ewe.json("schedule", "cancel", "nightly") == {"id": "nightly", "cancelled": True, "triggered": []}
     assert sorted(schedules(ewe)) == ["often", "once"]
+
+
+def test_what_was_triggered_before_its_task_was_forgotten_is_named(ewe: Ewe) -> None:
+    async def another(engine: WorkflowEngine) -> None:
+        engine.register(good)
+        await engine.scheduler.schedule_at(Task.saga(good, "other"), WHEN, id="nightly/other")
+
+    ewe.engine(another, worker=False)
+    ewe("schedule", "trigger", "nightly")
+    (run,) = (name for name in schedules(ewe) if name.startswith("nightly/") and name != "nightly/other")
+    assert " ".join(ewe("schedule", "cancel", "nightly").out.split()) == (
+        f"task nightly cancelled; what was triggered before still runs, unless cancelled too: {run}"
+    )
+    assert sorted(schedules(ewe)) == [run, "nightly/other", "often", "once"]
+    assert ewe("schedule", "cancel", run).out == f"task {run} cancelled\n"
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "trigger", "cancel"])
