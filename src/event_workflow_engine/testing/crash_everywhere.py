@@ -5,6 +5,7 @@ Hooks of the pytest plugin. In the process of the test, or, with ``--crash-kill`
 
 from __future__ import annotations
 
+import inspect
 from argparse import SUPPRESS
 from collections import Counter
 from pathlib import Path
@@ -15,9 +16,10 @@ from _pytest.runner import runtestprotocol
 
 from event_workflow_engine.testing.killing import Folder, KilledPasses, Outcome, told_apart
 from event_workflow_engine.testing.observed import CrashPoint
+from event_workflow_engine.testing.progress import Progress, line_writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from event_workflow_engine.engine import WorkflowEngine
     from event_workflow_engine.testing.effects import Effects
@@ -98,19 +100,26 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--crash-at={given}: before:N or behind:N, N from 1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse what cannot be crashed."""
-    for item in items:
-        if item.get_closest_marker(_NAME) and "engine" not in getattr(item, "fixturenames", ()):
-            raise pytest.UsageError(
-                f"{item.nodeid}: crash_everywhere crashes the fixture `engine`, which it does not use"
-            )
+def _misplaced(item: pytest.Item) -> str:
+    """What is to be done with the marker of a test that cannot be crashed."""
+    if "engine" not in getattr(item, "fixturenames", ()):
+        return "crash_everywhere crashes the fixture `engine`, which this test does not use: use it, or drop the marker"
+    if not inspect.iscoroutinefunction(getattr(item, "obj", None)):
+        return "crash_everywhere runs async tests, in which an engine runs: make it `async def`, or drop the marker"
+    return ""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse what cannot be crashed, for itself: its neighbours run."""
+    if item.get_closest_marker(_NAME) and (why := _misplaced(item)):
+        pytest.fail(f"{item.nodeid}: {why}", pytrace=False)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Run a marked test as often as there are points."""
-    if item.get_closest_marker(_NAME) is None:
+    if item.get_closest_marker(_NAME) is None or _misplaced(item):
         return None
     folder = item.config.getoption("--crash-folder")
     if folder is not None:
@@ -145,7 +154,10 @@ def _everywhere(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.
 
 def _crashed(item: pytest.Item, whole: Pass) -> tuple[int, list[_Failure]]:
     tried, failures = 0, list[_Failure]()
-    for point in _points(item, whole.operations):
+    points = _points(item, whole.operations)
+    progress = Progress(item.nodeid, len(points), line_writer(item.config), at_once=False)
+    for number, point in enumerate(points):
+        progress.tell(number, len(failures))
         crash = Pass(point)
         reports = _run(item, crash, item.parent)
         tried += crash.crashed
@@ -164,7 +176,10 @@ def _killed(item: pytest.Item) -> tuple[int, list[_Failure]]:
     except AssertionError as failed:
         return 0, [_Failure(None, str(failed))]
     tried, failures = 0, list[_Failure]()
-    for point in _points(item, operations):
+    points = _points(item, operations)
+    progress = Progress(item.nodeid, len(points), line_writer(item.config), at_once=True)
+    for number, point in enumerate(points):
+        progress.tell(number, len(failures))
         killed, why = passes.crash(point, outcome)
         tried += killed
         if why:
@@ -178,14 +193,11 @@ def _run(item: pytest.Item, what: Pass, nextitem: Any) -> list[pytest.TestReport
     return runtestprotocol(item, log=False, nextitem=nextitem)
 
 
-def _points(item: pytest.Item, operations: int) -> Iterator[CrashPoint]:
+def _points(item: pytest.Item, operations: int) -> list[CrashPoint]:
     given = _given_point(item)
     if given is not None:
-        yield given
-        return
-    for n in range(1, operations + 1):
-        yield CrashPoint("before", n)
-        yield CrashPoint("behind", n)
+        return [given]
+    return [point for n in range(1, operations + 1) for point in (CrashPoint("before", n), CrashPoint("behind", n))]
 
 
 def _given_point(item: pytest.Item) -> CrashPoint | None:

@@ -23,6 +23,7 @@ from event_workflow_engine import (
     step,
     wait_for_signal,
 )
+from event_workflow_engine.testing.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -200,6 +201,50 @@ async def test_order(engine, effects):
 """
 
 
+MISPLACED = """
+import pytest
+
+@pytest.mark.crash_everywhere
+async def test_without_an_engine(clock): ...
+
+@pytest.mark.crash_everywhere
+def test_not_async(engine): ...
+
+async def test_a_neighbour(engine): ...
+"""
+
+
+def test_a_marker_on_what_cannot_be_crashed_fails_that_test_alone(project: Path) -> None:
+    (project / "test_it.py").write_text(MISPLACED)
+    status, said = pytest_in(project)
+    assert status == 1
+    assert "1 passed, 2 errors" in said
+    assert (
+        "test_without_an_engine: crash_everywhere crashes the fixture `engine`, which this test does not use: " in said
+    )
+    assert "test_not_async: crash_everywhere runs async tests, in which an engine runs: make it `async def`" in said
+
+
+@pytest.mark.timeout(180)
+def test_who_looks_is_told_how_far_it_is(project: Path) -> None:
+    (project / "test_it.py").write_text(KILLED)
+    _, said = pytest_in(project, "-vv", "--crash-kill", "--crash-at=behind:8")
+    assert "\ntest_it.py::test_order: 0 of 1 crash points, 0 failed\n" in said
+    _, said = pytest_in(project, "-v", "--crash-kill", "--crash-at=behind:8")  # with its -q neither loud nor quiet
+    assert "crash points, " not in said
+
+
+@pytest.mark.parametrize(("at_once", "told"), [(False, [10, 20, 30]), (True, [0, 10, 20, 30])])
+def test_a_line_comes_now_and_then(at_once: bool, told: list[int]) -> None:
+    lines: list[str] = []
+    time = 0.0
+    progress = Progress("it", 40, lines.append, at_once=at_once, now=lambda: time)
+    for number in range(40):
+        progress.tell(number, number // 20)
+        time += 1.0
+    assert lines == [f"it: {number} of 40 crash points, {number // 20} failed" for number in told]
+
+
 @pytest.mark.timeout(180)  # five runs of pytest, one after another
 def test_with_the_option_the_process_is_killed_and_started_again(project: Path) -> None:
     (project / "test_it.py").write_text(KILLED)
@@ -218,7 +263,6 @@ def test_with_the_option_the_process_is_killed_and_started_again(project: Path) 
     ("line", "arguments", "message"),
     [
         ("", ["--crash-at=behind"], "--crash-at=behind: before:N or behind:N"),
-        ("@pytest.mark.crash_everywhere\ndef test_other(clock): ...", [], "crashes the fixture `engine`"),
         ("@pytest.mark.crash_everywhere\nasync def test_other(engine): ...", ["--crash-at=behind:99"], "no such point"),
         ("@pytest.mark.engines('oracle')\ndef test_other(engine): ...", [], "some of 'memory', 'sqlite'"),
     ],
