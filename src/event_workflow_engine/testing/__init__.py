@@ -2,7 +2,16 @@
 
 from event_workflow_engine.testing.clock import VirtualClock
 from event_workflow_engine.testing.effects import Effects, UnbalancedEffectsError
-from event_workflow_engine.testing.fakes import StepCalls, StepFaker, fail_times, raises, returns, times_out, unknown
+from event_workflow_engine.testing.fakes import (
+    StepCalls,
+    StepFaker,
+    UnusedFakeWarning,
+    fail_times,
+    raises,
+    returns,
+    times_out,
+    unknown,
+)
 from event_workflow_engine.testing.scenarios import AggregateScenario, ProjectionScenario, SagaScenario, given
 from event_workflow_engine.testing.standstill import StandstillError
 
@@ -15,6 +24,7 @@ __all__ = [
     "StepCalls",
     "StepFaker",
     "UnbalancedEffectsError",
+    "UnusedFakeWarning",
     "VirtualClock",
     "fail_times",
     "given",

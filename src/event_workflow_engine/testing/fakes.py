@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Container
 from typing import Any
 
+from event_workflow_engine.callables import called
 from event_workflow_engine.errors import DefinitionError, OutcomeUnknownError
 
-__all__ = ["Fake", "StepCalls", "StepFaker", "fail_times", "raises", "returns", "times_out", "unknown"]
+__all__ = [
+    "Fake",
+    "StepCalls",
+    "StepFaker",
+    "UnusedFakeWarning",
+    "fail_times",
+    "raises",
+    "returns",
+    "times_out",
+    "unknown",
+]
 
 Fake = Callable[[int], Any]
 """Gets the number of the call, from 1; returns the result or raises."""
@@ -49,17 +61,38 @@ def unknown() -> Fake:
     return raises(OutcomeUnknownError("faked"))
 
 
-class StepCalls:
-    """How a faked step was called.
+class UnusedFakeWarning(UserWarning):
+    """A test has ended, and a fake of it was never called: no saga came to that step, or none has it."""
 
-    Attributes:
-        count: How often.
-        contexts: What it was given: its arguments, each time.
-    """
+
+class StepCalls:
+    """How a faked step was called."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.contexts: list[tuple[Any, ...]] = []
+        self._contexts: list[tuple[Any, ...]] = []
+        self._is_known = False
+
+    @property
+    def count(self) -> int:
+        """How often."""
+        self._is_known = True
+        return len(self._contexts)
+
+    @property
+    def contexts(self) -> list[tuple[Any, ...]]:
+        """What it was given: its arguments, each time."""
+        self._is_known = True
+        return self._contexts
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether it was never called, and nobody has looked whether it was."""
+        return not self._contexts and not self._is_known
+
+    def note(self, args: tuple[Any, ...]) -> int:
+        """It is called; which call it is."""
+        self._contexts.append(args)
+        return len(self._contexts)
 
 
 class StepFaker:
@@ -94,8 +127,21 @@ class StepFaker:
         fake, calls = found
 
         async def faked(*args: Any) -> Any:
-            calls.count += 1
-            calls.contexts.append(args)
-            return fake(calls.count)
+            return fake(calls.note(args))
 
         return faked
+
+    def warn_of_unused(self, *, but: Container[Any] = ()) -> None:
+        """Say of each fake that was never called that it was not, unless the test has looked at its calls.
+
+        Args:
+            but: Of which functions to say nothing.
+        """
+        for fn, (_, calls) in self._fakes.items():
+            if calls.is_unused and fn not in but:
+                warnings.warn(
+                    f"the fake of {called(fn)} was never called: no saga came to such a step, or none has it; take it "
+                    "away, fake the function that the saga names, or look at its calls to say that there are none",
+                    UnusedFakeWarning,
+                    stacklevel=2,
+                )

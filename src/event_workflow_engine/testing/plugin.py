@@ -38,11 +38,17 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def fake_step() -> StepFaker:
-    """Fakes a function that sagas name as action or compensation: ``fake_step(charge, returns("payment-1"))``."""
+def fake_step(request: pytest.FixtureRequest) -> Iterator[StepFaker]:
+    """Fakes a function that sagas name as action or compensation: ``fake_step(charge, returns("payment-1"))``.
+
+    One that was never called is told by an `UnusedFakeWarning` when the test ends.
+    """
     from event_workflow_engine.testing.fakes import StepFaker  # noqa: PLC0415
 
-    return StepFaker()
+    faker = StepFaker()
+    yield faker
+    if _folder(request) is None:  # what a process before did, a test that goes on behind a kill has no need to call
+        faker.warn_of_unused()
 
 
 @pytest.fixture

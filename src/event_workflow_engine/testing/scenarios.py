@@ -11,6 +11,7 @@ from event_workflow_engine.aggregates import Aggregate, stream_of
 from event_workflow_engine.callables import called
 from event_workflow_engine.engine import WorkflowEngine
 from event_workflow_engine.errors import DefinitionError, SagaFailedError
+from event_workflow_engine.history import StepStarted
 from event_workflow_engine.projections import DocumentProjection
 from event_workflow_engine.saga import Saga
 from event_workflow_engine.state_machine import WorkflowState
@@ -185,6 +186,8 @@ class SagaScenario:
     def faking(self, fn: Callable[..., Any], fake: Fake) -> SagaScenario:
         """Have a fake stand in for an action or compensation.
 
+        Where the saga is a function, one that it does not come to is told by an `UnusedFakeWarning` in the end.
+
         Raises:
             DefinitionError: It is none of the saga's, where that is declared.
         """
@@ -243,6 +246,15 @@ class SagaScenario:
             for what, steps, expected in zip(("stand", "are undone"), found, (standing, undone), strict=True):
                 _expect(expected is None or steps == list(expected), f"{steps} {what}, expected {list(expected or ())}")
             await effects.check(engine)
+            await self._warn_of_unused(handle)
+
+    async def _warn_of_unused(self, handle: SagaHandle[Any]) -> None:
+        """Where nobody could tell before which functions the saga has: a declared one's were looked at in `faking`."""
+        if self._saga.fn is None:
+            return
+        started = [event.data for event in await handle.history() if isinstance(event.data, StepStarted)]
+        undoing = [self._saga.find_compensation(fact.undo.name) for fact in started if fact.undo is not None]
+        self._fakes.warn_of_unused(but=undoing)
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[tuple[WorkflowEngine, SagaHandle[Any], Effects]]:

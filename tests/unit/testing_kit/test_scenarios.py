@@ -24,7 +24,7 @@ from event_workflow_engine import (
     wait_for_signal,
 )
 from event_workflow_engine.errors import DefinitionError, SagaEndedError
-from event_workflow_engine.testing import VirtualClock, given, raises, returns
+from event_workflow_engine.testing import UnusedFakeWarning, VirtualClock, given, raises, returns
 from event_workflow_engine.testing.telling import waits_in_words
 
 if TYPE_CHECKING:
@@ -218,6 +218,16 @@ async def test_a_fake_for_what_a_declared_saga_does_not_call_is_refused() -> Non
         given(declared).faking(withdraw, returns())
     with pytest.raises(DefinitionError, match="a fake is no async function"):
         given(declared).faking(nothing, free)  # type: ignore[arg-type]
+
+
+async def test_a_fake_that_a_saga_function_never_comes_to_is_told() -> None:
+    with pytest.warns(UnusedFakeWarning, match=r"^the fake of withdraw was never called: ") as told:
+        await given(trip, "a").faking(book, returns("got it")).faking(withdraw, returns()).then(WorkflowState.RUNNING)
+    assert len(told) == 1
+    undoable = given(trip, "a").faking(free, returns())  # of a step that was done
+    await undoable.then(WorkflowState.RUNNING)
+    with pytest.warns(UnusedFakeWarning, match="the fake of free was never called"):
+        await given(gift, "a").faking(free, returns()).then(WorkflowState.RUNNING)
 
 
 @pytest.mark.parametrize("by", [5, timedelta(seconds=-1)])
