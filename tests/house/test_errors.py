@@ -14,6 +14,7 @@ OUTSIDE_THE_TREE = {
     "NotFetchedError": "between judging a batch and the PostgreSQL writer, which fetches what is wanted",
     "StandstillError": "an assertion that a test failed, and a timeout, as pytest and asyncio tell them",
     "UnbalancedEffectsError": "an assertion that a test failed, as pytest tells them",
+    "UnusedFakeWarning": "a warning, which pytest tells; only where a user asks for that is it raised",
     "SagaEvicted": "ends a body that has lost its saga; were it an Exception, a user's `except Exception` would keep it alive",
 }
 

@@ -25,6 +25,10 @@ app.command(staged)
 
 _TELL_EVERY_S: Final = 5.0
 _TOLD: Final = {"position": "copied up to position", "event": "compared up to event"}
+_NOT_RETIRED: Final = (
+    "the source is as it was, and nothing keeps workers from it: start none there any more, for its sagas would run "
+    "twice\n"
+)
 
 
 @app.command(name="status")
@@ -68,11 +72,13 @@ async def copy(
 ) -> None:
     """Copy a whole store into an empty one, on whichever backends they are, and compare both before it is kept.
 
-    No worker may run at either. The source is left as it was. How far it is goes to standard error.
+    No worker may run at either. The source is left as it was, and not retired: a worker that is started there goes on
+    with its sagas, beside those of the copy. How far it is goes to standard error.
     """
     if not lease > 0:
         raise DefinitionError(f"--lease {lease:g}: it is the workers' EngineConfig(lease=…), in seconds, above 0")
     copied = await copy_store(existing(source), to_be_filled(target), lease=lease, tell=_teller())
+    sys.stderr.write(_NOT_RETIRED)
     if as_json:
         print_json(msgspec.to_builtins(copied))
         return

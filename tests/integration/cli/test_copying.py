@@ -38,9 +38,10 @@ def test_to_postgresql_and_back(
     document, told_again = capsys.readouterr()
     copied = json.loads(document)
     for said in (told, told_again):  # once for each part, since it was quick
-        copying, comparing = said.splitlines()
+        copying, comparing, not_retired = said.splitlines()
         assert re.fullmatch(rf"copied up to position \d+ of {copied['position']}", copying)
         assert re.fullmatch(rf"compared up to event \d+ of {copied['events']}", comparing)
+        assert not_retired.startswith("the source is as it was, and nothing keeps workers from it: start none there")
     status = ewe.json("db", "status")
     assert (copied["events"], copied["streams"], copied["position"]) == (
         status["estimates"]["events"], status["estimates"]["streams"], status["last_position"],
