@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from event_workflow_engine import history as h
 from event_workflow_engine.clock import from_micros
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from event_workflow_engine.saga import CompensationSpec, Saga, StepSpec
 
 __all__ = [
+    "ReadyAction",
     "launch_action",
     "launch_compensation",
     "may_have_happened",
     "read_result",
+    "ready_action",
     "record_compensation",
     "record_completion",
     "record_given_up",
@@ -44,15 +46,33 @@ _MICROS: Final = 1_000_000
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 
 
-def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt:
-    """Begin an attempt whose start is on disk."""
-    spec, kit = command.spec, run.kit
-    attempt = Attempt(state.step, kit, run, run.saga.settle_timeout)
-    step, timeout = state.step, spec.timeout
-    deadline = None if timeout is None else from_micros(kit.now() + int(timeout * _MICROS))
+class ReadyAction(NamedTuple):
+    """What an attempt's action runs in, made while its start is on its way to disk, for then nothing else is to do."""
+
+    attempt: Attempt
+    context: StepContext[Any]
+    around: Context
+
+
+def ready_action(run: SagaRun, state: StepState) -> ReadyAction:
+    """All that launching needs and that does not depend on when that is."""
+    step = state.step
+    attempt = Attempt(step, run.kit, run, run.saga.settle_timeout)
     context: StepContext[Any] = StepContext(
-        run.place, step, run.input, run.results, run.key_prefix + step, state.attempt, run.fence, deadline, attempt
+        run.place, step, run.input, run.results, run.key_prefix + step, state.attempt, run.fence, None, attempt
     )
+    return ReadyAction(attempt, context, _context(run, context))
+
+
+def launch_action(run: SagaRun, command: StartStep, state: StepState, ready: ReadyAction | None) -> Attempt:
+    """Begin an attempt whose start is on disk, with what was made ready, if that was for this attempt."""
+    spec, kit = command.spec, run.kit
+    if ready is None or ready.context.step != state.step or ready.context.attempt != state.attempt:
+        ready = ready_action(run, state)
+    attempt, context, around = ready
+    timeout = spec.timeout
+    if timeout is not None:
+        context.deadline = from_micros(kit.now() + int(timeout * _MICROS))
     args = command.args if command.args is not None else (context,) if spec.info.takes_context else ()
     fn, is_async = spec.action, spec.info.is_async
     if kit.intercept is not None:
@@ -63,7 +83,7 @@ def launch_action(run: SagaRun, command: StartStep, state: StepState) -> Attempt
         fn,
         args,
         is_async=is_async,
-        context=_context(run, context),
+        context=around,
         pool=kit.actions,
         timeout=timeout,
     )

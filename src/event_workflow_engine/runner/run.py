@@ -11,7 +11,9 @@ from event_workflow_engine.errors import EncodeError, NonDeterminismError, Versi
 from event_workflow_engine.journal import Journal, inbox_stream
 from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.runner.attempts import (
+    ReadyAction,
     launch_action,
+    ready_action,
     record_completion,
     record_given_up,
     record_start,
@@ -66,7 +68,7 @@ class SagaRun:
 
     __slots__ = (
         "_aboard", "_alarm", "_attempts", "_calls", "_ending", "_facts", "_finish", "_held", "_interrupted",
-        "_landing", "_mail", "_rollback", "accepted", "by_name", "cause", "closed", "context",
+        "_landing", "_mail", "_ready", "_rollback", "accepted", "by_name", "cause", "closed", "context",
         "correlation_id", "dag", "doom", "draining", "fence", "flying", "handed_over", "holds", "input", "journal",
         "key_prefix", "kit", "parked_until", "parking", "pen", "place", "replay", "results", "saga", "saga_id",
         "script", "since", "starting", "waits_for_mail", "withheld", "withholds",
@@ -116,6 +118,7 @@ class SagaRun:
         self.since = kit.loop.time()
         self.withholds = False  # what comes next begins elsewhere
         self.withheld = False  # and there was something: it leaves memory as soon as nothing of it runs
+        self._ready: ReadyAction | None = None
         self.starting: list[str] = []  # steps whose start has come up, and is not on disk
         self._aboard = 0  # so many of them, from the first, go with the unit in flight
         self._alarm: Alarm | None = None
@@ -346,8 +349,7 @@ class SagaRun:
         if self.journal.state is WorkflowState.NEEDS_INTERVENTION:
             return
         # What the script already wanted in this unit has not begun: the code is to blame, the journal stays as it was.
-        name = qualified_name(type(error))
-        self.emit(h.InterventionNeeded(kind, name, str(error), step, self.journal.state.value))
+        self.emit(h.InterventionNeeded(kind, qualified_name(type(error)), str(error), step, self.journal.state.value))
         self.close_script()
 
     # -- to disk -----------------------------------------------------------------------------------------------------
@@ -357,6 +359,8 @@ class SagaRun:
         unit = None if self.holds else self.next_unit()
         if unit is not None:
             self.kit.storage.post(unit, self.told)
+            if len(self.starting) == 1:
+                self._ready = ready_action(self, self.journal.steps[self.starting[0]])
 
     def next_unit(self) -> Unit | None:
         """What has come up, in flight from here on; ``None`` while a unit is, or where there is nothing to say."""
@@ -469,6 +473,7 @@ class SagaRun:
             self._rollback.launch_boarded()
         self.starting = later
         self._aboard = 0
+        ready, self._ready = self._ready, None
         for step in begin:
             state = self.journal.steps[step]
             if state.settled or self.journal.state is WorkflowState.NEEDS_INTERVENTION:
@@ -476,14 +481,13 @@ class SagaRun:
             if self.doom is not None or (self.script is not None and self.script.cancels(step)):
                 self._settle_unbegun(step, state)
             else:
-                self._attempts[step] = launch_action(self, self._calls[step], state)
+                self._attempts[step] = launch_action(self, self._calls[step], state, ready)
 
     def _settle_unbegun(self, step: str, state: StepState) -> None:
         """Its start went to disk while the saga failed: it has not begun and will not. An earlier attempt may have."""
-        spec = self._calls[step].spec
+        spec = self._calls.pop(step).spec
         fact = record_given_up(state, spec, "NotBegun", "the saga failed before the action began")
         self.emit(fact)
-        self._calls.pop(step, None)
         self.tell(fact)
         self.conclude()
 
@@ -547,6 +551,7 @@ class SagaRun:
         if self.closed:
             return
         self.closed = True
+        self._ready = None
         if self._alarm is not None:
             self._alarm.cancel()
         self.close_script()
