@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -15,6 +16,7 @@ from event_workflow_engine.storage.postgres import announcer
 from event_workflow_engine.storage.postgres.address import Address
 from event_workflow_engine.storage.postgres.announcer import commits_in
 from event_workflow_engine.testing.conformance.kit import events, row_unit, unit, worker
+from event_workflow_engine.testing.network import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -120,6 +122,23 @@ async def test_a_commit_that_fails_takes_nothing_with_it(
             await one.write(unit(events("a", expected=3)))
         await one.write(unit(events("b")))
     assert sorted(await heard.all_of(5)) == [1, 1, 3]
+
+
+async def test_it_closes_although_the_server_does_not_answer(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_run_lasts(monkeypatch, FOR_EVER, late=FOR_EVER)
+    parts = urlsplit(postgres_url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    async with (
+        FaultProxy(parts.hostname, parts.port) as proxy,
+        asyncio.timeout(10),
+        open_storage(proxy.url(postgres_url), auto_upgrade=True) as storage,
+    ):
+        for _ in range(2):
+            await storage.write(unit(events("a")))
+        proxy.hang()
 
 
 async def test_heartbeats_are_told_to_nobody(postgres_url: str, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:

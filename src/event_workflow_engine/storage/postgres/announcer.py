@@ -24,6 +24,8 @@ _RUN_S: Final = 0.003
 _LATE_S: Final = 0.004
 """So long after a notification all that went without is told of, if no commit has done so meanwhile."""
 
+_CLOSING_S: Final = 1.0
+
 
 class Announcer:
     """Decides which commits of this process notify the others; shared by all that write for one store object.
@@ -74,14 +76,17 @@ class Announcer:
             self._see_to_it()
 
     async def close(self) -> None:
-        """Tell of what is left."""
+        """Tell of what is left, unless that takes long: others find it by looking."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._telling is not None:
-            await asyncio.gather(self._telling, return_exceptions=True)
-        if self._untold:
-            await self._tell()
+        telling = self._telling
+        if self._untold and (telling is None or telling.done()):
+            telling = self._loop.create_task(self._tell(), name="ewe-announce")
+        if telling is not None:
+            await asyncio.wait((telling,), timeout=_CLOSING_S)
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
 
     def _message(self, commits: int) -> str:
         return f"{self._sender} {commits}"
