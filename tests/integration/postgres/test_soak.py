@@ -33,7 +33,10 @@ LEASE = 1.0
 class Workers:
     """So many worker processes; one that is killed is replaced. `via`: what the command of each begins with."""
 
-    def __init__(self, url: str, ledger: Path, number: int, *, via: Sequence[Sequence[str]] = ()) -> None:
+    def __init__(
+        self, url: str, ledger: Path, number: int, *, via: Sequence[Sequence[str]] = (), lease: float = LEASE
+    ) -> None:
+        self._lease = lease
         self._url = url
         self._ledger = ledger
         self._via = [*via, *[()] * (number - len(via))]
@@ -41,7 +44,14 @@ class Workers:
 
     def _start(self, place: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*self._via[place], sys.executable, "-m", "tests.integration.postgres.soak_worker", self._url, str(LEASE)],
+            [
+                *self._via[place],
+                sys.executable,
+                "-m",
+                "tests.integration.postgres.soak_worker",
+                self._url,
+                str(self._lease),
+            ],
             cwd=ROOT,
             env={**os.environ, LEDGER: str(self._ledger)},
             stdin=subprocess.PIPE,
