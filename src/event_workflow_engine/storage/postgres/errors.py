@@ -20,6 +20,14 @@ __all__ = ["connecting_error", "is_lost_connection", "storage_error"]
 
 _Meaning: TypeAlias = tuple[tuple[type[BaseException], ...], type[WorkflowError], str]
 
+_POOLER_GAVE_UP: Final = "query_wait_timeout"
+"""What PgBouncer says to who has waited too long for a connection, as it cuts it off."""
+
+_NO_ANSWER: Final = (
+    "no answer in time: check that the server runs, and host and port of the URL; if a pooler is before it, give that "
+    "more connections to the server, or lower pool="
+)
+
 _AT_CONNECTING: Final[tuple[_Meaning, ...]] = (
     (
         (ssl.SSLError,),  # one of a certificate is a ValueError, too
@@ -136,7 +144,12 @@ _MEANINGS: Final[tuple[_Meaning, ...]] = (
         "the database is damaged: stop all workers and restore a backup",
     ),
     (
-        (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError, TimeoutError, OSError),
+        (TimeoutError,),
+        StorageUnavailableError,
+        _NO_ANSWER,
+    ),
+    (
+        (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError, OSError),
         StorageUnavailableError,
         "the server is out of reach: check that it runs, and host and port of the URL",
     ),
@@ -168,6 +181,8 @@ def is_lost_connection(error: BaseException) -> bool:
 
 def _typed(error: BaseException, where: str, meanings: tuple[_Meaning, ...]) -> WorkflowError:
     text = str(error).strip() or type(error).__name__
+    if _POOLER_GAVE_UP in text and is_lost_connection(error):
+        return _chained(StorageUnavailableError(f"{where}: {text} ({type(error).__name__}): {_NO_ANSWER}"), error)
     for kinds, kind, remedy in meanings:
         if isinstance(error, kinds):
             return _chained(kind(f"{where}: {text} ({type(error).__name__}): {remedy}"), error)
