@@ -65,6 +65,7 @@ class TransactionalAction:
         run = self._run
         run.holds += 1
         try:
+            await self._landed()  # a transaction that is open has a connection that the unit in flight may need
             verdict = await self._transact(args)
         finally:
             run.holds -= 1
@@ -117,13 +118,17 @@ class TransactionalAction:
         if isinstance(fact, h.StepUnknown):
             self._raised = read_back
             raise read_back
-        while run.flying is not None:
-            await asyncio.wait([run.landed()])
-        if run.closed:
-            raise asyncio.CancelledError
+        await self._landed()  # of another transaction of this saga, which has committed
         self._attempt.settle()
         run.emit(fact)
         unit = run.next_unit()
         assert unit is not None, f"step {step!r} has just been recorded"
         self._success = fact, read_back
         return structs.replace(unit, appends=unit.appends + appends) if appends else unit
+
+    async def _landed(self) -> None:
+        """Return when the saga has no unit in flight."""
+        while self._run.flying is not None:
+            await asyncio.wait([self._run.landed()])
+        if self._run.closed:
+            raise asyncio.CancelledError

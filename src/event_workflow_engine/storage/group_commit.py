@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from event_workflow_engine.errors import EngineStateError, StorageError
+from event_workflow_engine.errors import EngineStateError
 from event_workflow_engine.storage.port import CommitHook, Told, Written
 
 if TYPE_CHECKING:
@@ -226,36 +226,27 @@ class GroupCommitter:
         if refusal is not None:
             raise refusal
 
-    async def alone(
-        self, work: Callable[[], Awaitable[T]], *, unit_id: str | None = None, patience: float | None = None
-    ) -> T:
+    async def alone(self, work: Callable[[], Awaitable[T]], *, unit_id: str | None = None) -> T:
         """Run `work` in its turn, while no batch is in flight and none starts.
 
         Args:
             work: What to run. Units submitted from inside it, or from its tasks, are refused with an
                 `EngineStateError`: they would wait for it while it waits for them.
             unit_id: The unit that `work` commits, so that `settled` waits for it.
-            patience: How many seconds to wait for the turn; ``None``: without end.
 
         Raises:
             EngineStateError: The store was closed, or a transaction of it is around this call.
-            StorageError: The turn did not come in time, or `refuse_waiting` was called.
+            WorkflowError: The one with which `refuse_waiting` was called.
         """
         self.check()
         turn: asyncio.Future[None] = self._loop.create_future()
         self._turns += 1
         self._enqueue((None, turn))
         try:
-            async with asyncio.timeout(patience):
-                await turn
-        except (asyncio.CancelledError, TimeoutError) as error:
+            await turn
+        except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:  # given to us, and we do not take it
                 self._release()
-            if isinstance(error, TimeoutError):
-                raise StorageError(
-                    f"a transaction waited {patience:g} s for its turn to commit and was rolled back: the writer "
-                    "before it was slow, or waited for rows that the transaction had changed"
-                ) from error
             raise
         self._alone_id = unit_id
         try:
@@ -433,6 +424,11 @@ class GroupCommitter:
             self._schedule()
         else:
             self._busy = False
+
+    def in_flight(self) -> list[str]:
+        """The ids of the units that were sent and are not told of yet."""
+        sent = [unit.id for unit, _ in self._sent if unit is not None]
+        return sent if self._alone_id is None else [*sent, self._alone_id]
 
     # -- waiting -------------------------------------------------------------------------------------------------
 

@@ -332,7 +332,7 @@ class Storage(Protocol):
     async def transact(self, work: Callable[[SqlSession], Awaitable[Unit]]) -> Written:
         """Run `work` in a transaction and commit the unit that it returns with what it did: both or neither.
 
-        Where the store's database can do both, other writers go on meanwhile, and only the unit waits for its turn;
+        Where the store's database can do both, other writers go on meanwhile, and the unit commits among theirs;
         elsewhere they wait, and `work` is bounded as in `exclusive`. Writes to this store from inside `work` are an
         `EngineStateError`. SQL may change all tables but the engine's.
         """

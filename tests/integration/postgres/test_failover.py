@@ -23,7 +23,7 @@ from event_workflow_engine import (
     WorkflowEngine,
     event,
 )
-from event_workflow_engine.errors import LogRewoundError, SagaNotFoundError
+from event_workflow_engine.errors import LogRewoundError, SagaNotFoundError, StorageUnavailableError
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.port import ANY_VERSION, Unit
 from event_workflow_engine.testing.conformance.kit import append, record, unit
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from event_workflow_engine.storage.port import SqlSession
     from event_workflow_engine.testing.postgres import PostgresStandby
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -208,6 +209,34 @@ async def test_nothing_lands_that_was_decided_before_the_loss_was_known(primary:
             await storage.write(Unit("after", 1))
             found = [await storage.outcome(name) for name in ("sent", "waits", "posted", "after")]
             assert [one is not None for one in found] == [False, False, False, True]
+
+
+@pytest.mark.proves("failover", store="postgres", kills=1)
+async def test_no_transaction_lands_that_was_asked_for_before_the_loss_was_known(primary: PostgresServer) -> None:
+    """It had to wait for another, so it begins on the new primary, and with the end of the log that is there."""
+    inside, leave = asyncio.Event(), asyncio.Event()
+
+    async def work(_: SqlSession) -> Unit:
+        inside.set()
+        await leave.wait()
+        return unit(append("lost", record()))
+
+    async with open_storage(primary.url(), auto_upgrade=True):
+        pass
+    with primary.standby() as standby:
+        url = primary.url(others=[standby])
+        async with open_storage(f"{url}{'&' if '?' in url else '?'}pool=1") as storage:
+            transactions = [asyncio.create_task(storage.transact(work)) for _ in range(2)]
+            await inside.wait()
+            await lose_commits(primary, standby, EventStore(storage), [])
+            with pytest.raises(LogRewoundError):
+                await storage.write(Unit("sent", 1))
+            leave.set()
+            refused = await asyncio.gather(*transactions, return_exceptions=True)
+            assert [type(one) for one in refused] == [StorageUnavailableError, LogRewoundError]
+            assert await storage.head("lost") == 0
+            await storage.transact(work)
+            assert await storage.head("lost") == 1
 
 
 @pytest.mark.parametrize("grown", [0, 2, 5], ids=lambda n: f"and {n} written since")

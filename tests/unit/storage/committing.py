@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class Backend:
     """Keeps batches until they are settled by hand."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, listeners: Listeners | None = None, **limits: Any) -> None:
         self.batches: list[list[str]] = []
         self.waiting: tuple[list[Unit], Callable[[Sequence[Verdict]], None]] | None = None
-        self.listeners = Listeners()
+        self.listeners = listeners or Listeners()
         self.committer = GroupCommitter(self.execute, self.listeners, **limits)
 
     def execute(self, units: list[Unit], done: Callable[[Sequence[Verdict]], None]) -> None:

@@ -348,17 +348,22 @@ async def test_a_backend_that_answers_at_once_is_served_batch_by_batch() -> None
     assert backend.batches == [["a", "b"], ["c", "d"], ["e"]]
 
 
-async def test_a_turn_that_does_not_come_in_time_is_given_up_and_the_store_goes_on() -> None:
-    backend = Backend()
-    backend.committer.submit(unit("slow"))
+async def test_units_are_in_flight_from_when_they_are_sent_until_they_are_told_of() -> None:
+    backend = Backend(batch_limit=1)
+    told = [backend.committer.submit(unit(name)) for name in "ab"]
+    assert backend.committer.in_flight() == []
     await turns()
-    with pytest.raises(StorageError, match=r"waited 0\.01 s for its turn"):
-        await backend.committer.alone(turns, patience=0.01)
-    behind = backend.committer.submit(unit("behind"))
+    assert backend.committer.in_flight() == ["a"]
     await backend.settle()
+    assert told[0].done()
     await backend.settle()
-    assert (await behind).unit_id == "behind"
-    await backend.committer.alone(turns, patience=5)
+    assert backend.committer.in_flight() == []
+
+    async def work() -> None:
+        assert backend.committer.in_flight() == ["alone"]
+
+    await backend.committer.alone(work, unit_id="alone")
+    assert backend.committer.in_flight() == []
 
 
 async def test_who_would_wait_for_himself_is_refused_and_others_are_not() -> None:

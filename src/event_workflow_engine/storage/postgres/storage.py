@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from event_workflow_engine.errors import (
     DefinitionError,
     EngineStateError,
+    LogRewoundError,
     SchemaVersionError,
     StorageUnavailableError,
     WorkflowError,
@@ -20,6 +21,7 @@ from event_workflow_engine.storage.liveness import HeartbeatLiveness
 from event_workflow_engine.storage.port import READS, Record, Written
 from event_workflow_engine.storage.postgres.address import Address
 from event_workflow_engine.storage.postgres.announcer import Announcer
+from event_workflow_engine.storage.postgres.commit_order import CommitOrder
 from event_workflow_engine.storage.postgres.connections import Connections, fetch_named, outcome_of
 from event_workflow_engine.storage.postgres.eager import task_begun
 from event_workflow_engine.storage.postgres.enlisting import another_database, driver_connection
@@ -66,6 +68,8 @@ class PostgresStorage(GroupedStorage):
     def __init__(self, url: str, *, auto_upgrade: bool = False) -> None:
         self.address = Address.of(url)
         super().__init__(self.address.shown)
+        self._order = CommitOrder()
+        self._listeners = self._order
         self._auto_upgrade = auto_upgrade
         self._sender = uuid7()
         self._connections = Connections(self.address, self.rewinds, self._rewound)
@@ -117,6 +121,7 @@ class PostgresStorage(GroupedStorage):
         return writer
 
     async def _close(self) -> None:
+        await self._order.close()
         notices, self._notices = self._notices, None
         writer, self._writer = self._writer, None
         spares, self._spares = self._spares, None
@@ -145,6 +150,7 @@ class PostgresStorage(GroupedStorage):
         verdicts: Sequence[Verdict]
         try:
             verdicts = await self._opened.batch(units)
+            await self._order.follow(verdicts)
         except Exception as error:  # noqa: BLE001 - a defect of ours; nobody shall wait for ever
             verdicts = [error] * len(units)
         except BaseException:
@@ -162,11 +168,11 @@ class PostgresStorage(GroupedStorage):
         return await self._opened.claim(name, params)
 
     def _transaction(self) -> ExclusiveTransaction:
-        return ExclusiveTransaction(self._opened)
+        return ExclusiveTransaction(self._opened, self._order)
 
     async def transact(self, work: Callable[[SqlSession], Awaitable[Unit]]) -> Written:
         """Run `work` in a transaction and commit the unit that it returns with it: both or neither."""
-        committer, spares = self._committer, self._spares
+        committer, spares, rewinds = self._committer, self._spares, len(self.rewinds)
         committer.check()
         assert spares is not None, "the store is open"
 
@@ -174,9 +180,13 @@ class PostgresStorage(GroupedStorage):
             with committer.inside():
                 return await work(session)
 
+        def check() -> None:
+            if len(self.rewinds) != rewinds:
+                raise LogRewoundError("this process", self.url, *self.rewinds[-1])
+
         async with spares.taken() as writer:
             writer.folder = self._folder
-            transaction = SharedTransaction(writer, committer, self._listeners.announce)
+            transaction = SharedTransaction(writer, self._order, committer, check)
             try:
                 _, verdict = await run_with_unit(transaction, worked, nullcontext())
             except Exception as error:
@@ -239,6 +249,7 @@ class PostgresStorage(GroupedStorage):
     async def outcome(self, unit_id: str) -> Written | None:
         """Whether the unit landed, as soon as that is settled."""
         await self._committer.settled(unit_id)
+        await self._order.settled(unit_id)
         return await self._connections.read(lambda c: outcome_of(c, self.address.schema, unit_id))
 
     async def head(self, stream: str) -> int:

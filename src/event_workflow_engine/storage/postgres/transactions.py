@@ -7,14 +7,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine.errors import EngineStateError
-from event_workflow_engine.storage.port import Written
-from event_workflow_engine.storage.user_sql import HOLD_LIMIT_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from event_workflow_engine.storage.group_commit import GroupCommitter, Verdict
     from event_workflow_engine.storage.port import Rows, SqlSession, Unit
+    from event_workflow_engine.storage.postgres.commit_order import CommitOrder
     from event_workflow_engine.storage.postgres.user_sql import UserSql
     from event_workflow_engine.storage.postgres.writer import Writer
 
@@ -22,12 +21,18 @@ __all__ = ["ExclusiveTransaction", "SharedTransaction", "Spares"]
 
 
 class ExclusiveTransaction:
-    """A transaction that has the store's lock, and user's SQL in it: one statement at a time, none behind its end."""
+    """A transaction that has the store's lock, and user's SQL in it: one statement at a time, none behind its end.
+
+    Args:
+        writer: Whose connection it is on.
+        order: See `CommitOrder`.
+    """
 
     connection: Any = None
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, order: CommitOrder) -> None:
         self._writer = writer
+        self._order = order
         self._user_sql: UserSql | None = None
         self._ended = False
         self._turn = asyncio.Lock()
@@ -50,7 +55,9 @@ class ExclusiveTransaction:
     async def commit(self, unit: Unit) -> Verdict:
         """See `storage.exclusive.ExclusiveTransaction.commit`."""
         assert self._user_sql is not None, "it was begun"
-        return await self._writer.commit_exclusive(unit, self._user_sql)
+        verdict = await self._writer.commit_exclusive(unit, self._user_sql)
+        await self._order.follow([verdict])
+        return verdict
 
     async def execute(self, sql: str, params: Mapping[str, Any], /) -> int:
         """Run a statement; the number of rows it changed."""
@@ -77,20 +84,21 @@ class ExclusiveTransaction:
 
 
 class SharedTransaction(ExclusiveTransaction):
-    """A transaction that takes the store's lock at its end alone.
+    """A transaction that takes the store's lock at its end alone, and waits for nothing else once it was begun.
 
     Args:
         writer: A spare one.
-        committer: In whose turn it commits, so that what this process hears of its commits is in their order.
-        announce: Tells of what was committed.
+        order: See `CommitOrder`.
+        committer: Beside whose batches it commits.
+        check: Called under the lock; raises where what was decided is void.
     """
 
     def __init__(
-        self, writer: Writer, committer: GroupCommitter, announce: Callable[[Sequence[tuple[Unit, Written]]], None]
+        self, writer: Writer, order: CommitOrder, committer: GroupCommitter, check: Callable[[], None]
     ) -> None:
-        super().__init__(writer)
+        super().__init__(writer, order)
         self._committer = committer
-        self._announce = announce
+        self._check = check
 
     async def begin(self) -> SqlSession:
         """See `storage.exclusive.ExclusiveTransaction.begin`."""
@@ -100,20 +108,27 @@ class SharedTransaction(ExclusiveTransaction):
 
     async def commit(self, unit: Unit) -> Verdict:
         """See `storage.exclusive.ExclusiveTransaction.commit`."""
-
-        async def committed() -> Verdict:
-            assert self._user_sql is not None, "it was begun"
-            verdict = await self._writer.commit_shared(unit, self._user_sql)
-            if isinstance(verdict, Written):
-                self._announce([(unit, verdict)])
-            return verdict
-
+        assert self._user_sql is not None, "it was begun"
         try:
-            # A batch that waits for rows which this transaction has changed would wait for ever: it goes first.
-            return await self._committer.alone(committed, unit_id=unit.id, patience=HOLD_LIMIT_S)
-        except Exception as error:  # noqa: BLE001 - told to the one who waits
+            self._committer.check()
+        except EngineStateError as error:
             await self._writer.abort_exclusive()
             return error
+        commit = self._order.begin(unit, self._committer)
+
+        async def locked() -> None:
+            self._check()
+            await commit.locked(self._writer.landed)
+
+        verdict: Verdict = EngineStateError("the event loop was closed while a transaction was under way")
+        try:
+            verdict = await self._writer.commit_shared(unit, self._user_sql, locked)
+        except Exception as error:  # noqa: BLE001 - told to the one who waits
+            await self._writer.abort_exclusive()
+            verdict = error
+        finally:
+            await commit.ended(verdict)
+        return verdict
 
 
 class Spares:

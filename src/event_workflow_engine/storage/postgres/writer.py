@@ -31,7 +31,7 @@ from event_workflow_engine.storage.postgres.user_sql import UserSql
 from event_workflow_engine.storage.postgres.wanted import FetchedIds, NotFetchedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from event_workflow_engine.storage.group_commit import Verdict
     from event_workflow_engine.storage.port import InlineFolder, Rows, Unit
@@ -422,20 +422,29 @@ class Writer:
             raise self._typed(error) from error
         return user_sql
 
-    async def commit_shared(self, unit: Unit, user_sql: UserSql) -> Verdict:
-        """The same as `commit_exclusive`, in a transaction that has not the lock yet."""
-        try:
-            await self._rows("lock_store")
-        except Exception as error:  # noqa: BLE001 - told to the one who waits
-            await self._rollback()
-            return self._typed(error)
-        return await self.commit_exclusive(unit, user_sql)
+    async def commit_shared(self, unit: Unit, user_sql: UserSql, locked: Callable[[], Awaitable[None]]) -> Verdict:
+        """The same as `commit_exclusive`, in a transaction without the lock; `locked` is awaited when it has it."""
 
-    async def commit_exclusive(self, unit: Unit, user_sql: UserSql) -> Verdict:
+        async def lock() -> None:
+            await self._rows("lock_store")
+            await locked()
+
+        return await self.commit_exclusive(unit, user_sql, lock)
+
+    async def landed(self, unit_ids: Sequence[str]) -> list[str]:
+        """Which of these units are in the store, as its open transaction sees it."""
+        return [row["id"] for row in await self._rows("landed_units", ids=list(unit_ids))]
+
+    async def commit_exclusive(
+        self, unit: Unit, user_sql: UserSql, first: Callable[[], Awaitable[None]] | None = None
+    ) -> Verdict:
         """Write `unit` and commit, or undo everything: where `unit` loses, and where it had landed before."""
         try:
-            await user_sql.leave()
-            (verdict,) = await self._write((unit,), careful=True)
+            async with asyncio.timeout(_COMMAND_S):
+                if first is not None:
+                    await first()
+                await user_sql.leave()
+                (verdict,) = await self._write((unit,), careful=True)
         except Exception as error:  # noqa: BLE001 - told to the one who waits
             await self._rollback()
             return self._typed(error)

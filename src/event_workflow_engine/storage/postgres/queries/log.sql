@@ -78,6 +78,10 @@ SELECT id FROM ewe.events WHERE id = ANY (:ids::text[]);
 -- name: known_units
 SELECT id FROM ewe.units WHERE id = ANY (:ids::text[]);
 
+-- name: landed_units
+SELECT id FROM ewe.events WHERE id = ANY (:ids::text[])
+UNION ALL SELECT id FROM ewe.units WHERE id = ANY (:ids::text[]);
+
 -- name: unit_records
 -- A unit's records from its first on, and no more of those behind it than there is need to see where it ends.
 SELECT position, stream, version, count, part, id, type, data FROM ewe.events
