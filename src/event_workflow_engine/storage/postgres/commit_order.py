@@ -57,12 +57,18 @@ class CommitOrder(Listeners):
 
         A transaction whose COMMIT is on its way may have been before it, and then is told of before it.
         """
+        if not self._locked:
+            return
         written = {verdict.unit_id for verdict in verdicts if isinstance(verdict, Written)}
         for commit in [one for one in self._locked if one.sent and not written <= one.behind]:
             await commit.over
 
     def announce(self, committed: Sequence[tuple[Unit, Written]]) -> None:
         """See `Listeners.announce`. Tells of the transactions, too, whose turn has come with that."""
+        if not self._locked:
+            if committed:
+                super().announce(committed)
+            return
         ready: list[SideCommit] = []
         for commit in self._locked:
             if not commit.over.done() or commit.waits():
