@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.unit.storage.committing import Backend, turns, unit
 
 from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.storage.group_commit import Listeners, Repeated
 from event_workflow_engine.storage.port import Written
 
 if TYPE_CHECKING:
@@ -153,3 +156,51 @@ async def test_a_backend_that_answers_at_once_tells_no_post_before_it_has_return
         assert len(told) == number
         await turns()
     assert len(told) == 3
+
+
+@pytest.mark.parametrize("of", [Written("a", ()), Repeated(Written("a", ())), EngineStateError("refused")])
+async def test_hooks_hear_of_a_unit_that_is_posted_alone_before_its_poster_and_only_if_it_was_stored(
+    of: Verdict,
+) -> None:
+    backend = Backend()
+    heard: list[object] = []
+    backend.listeners.add_commit_hook(heard.extend)
+    backend.listeners.add_bell(lambda: heard.append("bell"))
+    alone = unit("a")
+    backend.committer.post(alone, heard.append)
+    await backend.settle(a=of)
+    if isinstance(of, Written):
+        assert heard == [(alone, of), "bell", of]
+    else:
+        assert heard == [of.written if isinstance(of, Repeated) else of]
+
+
+@pytest.mark.parametrize("removed", range(4))
+async def test_of_many_listeners_the_one_is_removed_that_wants_to_be(removed: int) -> None:
+    listeners = Listeners()
+    heard: list[int] = []
+    bells = [partial(heard.append, n) for n in range(4)]
+    removers = [listeners.add_bell(bell) for bell in bells]
+    removers[removed]()
+    listeners.ring()
+    assert heard == [n for n in range(4) if n != removed]
+
+
+async def test_those_who_have_had_the_store_alone_leave_nothing_behind() -> None:
+    backend = Backend()
+
+    async def work() -> None:
+        return
+
+    for n in range(3):
+        first = backend.committer.submit(unit(f"a{n}"))
+        await turns()
+        alone = asyncio.create_task(backend.committer.alone(work))
+        await turns()
+        behind = backend.committer.submit(unit(f"b{n}"))
+        await backend.settle()
+        async with asyncio.timeout(5):
+            await alone
+        await backend.settle()
+        assert (first.result().unit_id, behind.result().unit_id) == (f"a{n}", f"b{n}")
+    assert backend.batches == [[f"{name}{n}"] for n in range(3) for name in "ab"]
