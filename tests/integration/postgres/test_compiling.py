@@ -38,10 +38,12 @@ async def test_commits_are_not_in_any_session(postgres_url: str) -> None:
     """Where scans are turned off, servers up to 17 price one that is needed all the same above everything."""
     async with open_storage(postgres_url, auto_upgrade=True) as storage:
         rows = await storage.fetch(
-            "SELECT proname, proconfig FROM pg_proc WHERE pronamespace = CAST(:schema AS regnamespace)",
+            "SELECT CAST(CAST(oid AS regprocedure) AS text) AS signature, proconfig FROM pg_proc "
+            "WHERE pronamespace = CAST(:schema AS regnamespace)",
             {"schema": postgres_url.rpartition("=")[2]},
         )
-    settings = {row["proname"]: row["proconfig"] or [] for row in rows}
-    turned_off = {name for name, given in settings.items() if "enable_seqscan=off" in given}
-    assert "commit_batch" in turned_off
-    assert turned_off == {name for name, given in settings.items() if "jit=off" in given}
+    # By signature: what workers of the release before call has the name of what does the work.
+    settings = {row["signature"]: row["proconfig"] or [] for row in rows}
+    turned_off = {signature for signature, given in settings.items() if "enable_seqscan=off" in given}
+    assert any("commit_batch(" in signature for signature in turned_off)
+    assert turned_off == {signature for signature, given in settings.items() if "jit=off" in given}
