@@ -286,7 +286,8 @@ class PostgresServer:
         password.write_text(self._password)
         self._own(password)
         self.run("initdb", "--pgdata", str(self._data), "--username", "postgres", "--pwfile", str(password),
-                 "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync")  # fmt: skip
+                 "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--data-checksums",
+                 "--no-sync")  # fmt: skip
         if self.address != _LOOPBACK:
             with (self._data / "pg_hba.conf").open("a") as clients:
                 clients.write("".join(f"host {what} all samenet scram-sha-256\n" for what in ("all", "replication")))
