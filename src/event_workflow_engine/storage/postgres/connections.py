@@ -11,7 +11,7 @@ import asyncpg
 from event_workflow_engine.errors import DefinitionError, StorageUnavailableError
 from event_workflow_engine.storage.judging.landed import landed_from
 from event_workflow_engine.storage.port import Written
-from event_workflow_engine.storage.postgres.errors import is_lost_connection, storage_error
+from event_workflow_engine.storage.postgres.errors import DRIVER_ERRORS, is_lost_connection, storage_error
 from event_workflow_engine.storage.postgres.queries import statements_in
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Connections:
         """Close all connections."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            with suppress(*DRIVER_ERRORS):
                 await pool.close()
 
     @asynccontextmanager

@@ -16,9 +16,14 @@ from event_workflow_engine.errors import (
     WorkflowError,
 )
 
-__all__ = ["connecting_error", "is_lost_connection", "storage_error"]
+__all__ = ["DRIVER_ERRORS", "connecting_error", "is_lost_connection", "storage_error"]
 
 _Meaning: TypeAlias = tuple[tuple[type[BaseException], ...], type[WorkflowError], str]
+
+DRIVER_ERRORS: Final = (
+    asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError,
+)  # fmt: skip
+"""What working over a connection may raise. The third where the server has ended the session, but not yet closed it."""
 
 _POOLER_GAVE_UP: Final = "query_wait_timeout"
 """What PgBouncer says to who has waited too long for a connection, as it cuts it off."""
@@ -149,7 +154,7 @@ _MEANINGS: Final[tuple[_Meaning, ...]] = (
         _NO_ANSWER,
     ),
     (
-        (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError, OSError),
+        (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError),
         StorageUnavailableError,
         "the server is out of reach: check that it runs, and host and port of the URL",
     ),
@@ -174,9 +179,8 @@ def is_lost_connection(error: BaseException) -> bool:
         # The server said so itself: what was open is undone. But for one that said it as it died.
         dying = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
         return isinstance(error, dying) and not isinstance(error, asyncpg.QueryCanceledError)
-    # The second: while a standby takes over there is no primary.
-    kinds = (asyncpg.InterfaceError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError, EOFError)
-    return isinstance(error, kinds)
+    # Also that there is no primary, while a standby takes over.
+    return isinstance(error, (*DRIVER_ERRORS, EOFError))
 
 
 def _typed(error: BaseException, where: str, meanings: tuple[_Meaning, ...]) -> WorkflowError:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-import asyncpg
-
 from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.storage.holding import PAGE_BYTES
 from event_workflow_engine.storage.port import EVENT_COLUMNS, EVENTS, EVENTS_BY_STREAM, UNITS
 from event_workflow_engine.storage.postgres.connections import fetch_named
-from event_workflow_engine.storage.postgres.errors import storage_error
+from event_workflow_engine.storage.postgres.errors import DRIVER_ERRORS, storage_error
 from event_workflow_engine.storage.postgres.queries import statements_in
 from event_workflow_engine.storage.postgres.statements import OWN_TABLES, rows_behind
 from event_workflow_engine.storage.row_images import shape_of
@@ -81,7 +79,7 @@ class PostgresHolding:
     async def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            with suppress(*DRIVER_ERRORS):
                 await connection.close(timeout=5)
 
     async def _named(self, name: str, /, **params: Any) -> list[tuple[Any, ...]]:

@@ -7,16 +7,16 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-import asyncpg
-
 from event_workflow_engine.errors import WorkflowError
 from event_workflow_engine.storage.exclusive import to_the_end
 from event_workflow_engine.storage.postgres.announcer import commits_in
 from event_workflow_engine.storage.postgres.connections import fetch_named
-from event_workflow_engine.storage.postgres.errors import storage_error
+from event_workflow_engine.storage.postgres.errors import DRIVER_ERRORS, storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import asyncpg
 
     from event_workflow_engine.storage.postgres.address import Address
 
@@ -83,9 +83,9 @@ class Notices:
                     complained = False
                     await self._listen(connection)
                 finally:
-                    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                    with suppress(*DRIVER_ERRORS):
                         connection.terminate()
-            except (WorkflowError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except (WorkflowError, *DRIVER_ERRORS) as error:
                 if not complained:
                     complained = True
                     _log.warning("not listening, trying again: %s", storage_error(error, self._address.shown))

@@ -23,7 +23,7 @@ from event_workflow_engine.storage.judging.caches import NO_EVENTS
 from event_workflow_engine.storage.port import CLAIMS, Written
 from event_workflow_engine.storage.postgres.batch import Batch
 from event_workflow_engine.storage.postgres.connections import fetch_named, landed_unit, outcome_of
-from event_workflow_engine.storage.postgres.errors import is_lost_connection, storage_error
+from event_workflow_engine.storage.postgres.errors import DRIVER_ERRORS, is_lost_connection, storage_error
 from event_workflow_engine.storage.postgres.queries import statements_in
 from event_workflow_engine.storage.postgres.rows import SharedCache
 from event_workflow_engine.storage.postgres.statements import rows_by_keys
@@ -139,7 +139,7 @@ class Writer:
         """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            with suppress(*DRIVER_ERRORS):
                 await connection.close(timeout=1)
 
     # -- batches -------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ class Writer:
             return
         try:
             await connection.execute("ROLLBACK", timeout=_COMMAND_S)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except DRIVER_ERRORS:
             self._drop()
 
     def _drop(self) -> None:
