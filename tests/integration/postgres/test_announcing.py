@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from event_workflow_engine.errors import VersionConflictError
+from event_workflow_engine.errors import StorageError, VersionConflictError
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.postgres import announcer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from event_workflow_engine.storage.port import Unit
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -43,6 +44,10 @@ class Heard:
         """Note of how many commits it tells."""
         self.commits.append(commits_in(str(message))[1])
         self._news.set()
+
+    async def run(self, sql: str) -> None:
+        """Run statements over its connection."""
+        await self._connection.execute(sql)
 
     async def all_of(self, commits: int) -> list[int]:
         """What was told, once that is about so many commits, which are as many as the store has counted."""
@@ -122,6 +127,61 @@ async def test_a_commit_that_fails_takes_nothing_with_it(
             await one.write(unit(events("a", expected=3)))
         await one.write(unit(events("b")))
     assert sorted(await heard.all_of(5)) == [1, 1, 3]
+
+
+SLOW_COMMIT = """
+CREATE FUNCTION {schema}.slowly() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER slowly AFTER INSERT ON {schema}.events DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION {schema}.slowly()
+"""
+
+
+@pytest.mark.parametrize("how", ["a transaction", "alone", "a batch that was judged anew"])
+async def test_nobody_is_told_of_a_commit_that_cannot_be_seen_yet(
+    postgres_url: str, heard: Heard, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Who looks too soon sees nothing, and would not be told again."""
+    a_run_lasts(monkeypatch, FOR_EVER, late=0.02)
+
+    async def work(_: object) -> Unit:
+        return unit(events("slow"))
+
+    async def nothing(_: object) -> None: ...
+
+    async with open_storage(postgres_url) as storage, open_storage(postgres_url) as other:
+        await storage.write(unit(events("slow")))
+        await other.write(unit(events("slow")))
+        await heard.all_of(2)
+        await heard.run(SLOW_COMMIT.format(schema=Address.of(postgres_url).schema))
+        if how == "a transaction":
+            writing = asyncio.create_task(storage.transact(work))
+        elif how == "alone":
+            writing = asyncio.create_task(storage.exclusive(unit(events("slow")), nothing))
+        else:
+            writing = asyncio.create_task(storage.write(unit(events("slow"))))
+        await heard.all_of(3)
+        seen = await other.head("slow")
+        await writing
+    assert seen == 3
+
+
+async def test_a_commit_that_the_server_refuses_leaves_the_count_as_it_is(
+    postgres_url: str, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was counted, which is not undone, so others are told of it; and of what it would have told them with it."""
+    a_run_lasts(monkeypatch, FOR_EVER, late=FOR_EVER)
+
+    async def work(_: object) -> Unit:
+        return unit(events("refused"))
+
+    async with open_storage(postgres_url) as storage:
+        for _ in range(3):
+            await storage.write(unit(events("a")))
+        await heard.run(SLOW_COMMIT.format(schema=Address.of(postgres_url).schema).replace("pg_sleep(0.5)", "1 / 0"))
+        a_run_lasts(monkeypatch, 0.0, late=FOR_EVER)
+        with pytest.raises(StorageError):
+            await storage.transact(work)
+    assert await heard.all_of(4) == [1, 3]
 
 
 async def test_it_closes_although_the_server_does_not_answer(

@@ -241,3 +241,40 @@ async def test_a_hook_that_raises_keeps_nobody_waiting(store: Store) -> None:
     await store.end(await store.locked("t"))
     assert store.told == ["t"]
     assert [type(one) for one in raised] == [LookupError]
+
+
+async def test_one_that_lost_the_lock_while_it_looked_holds_up_nobody_and_changes_no_order(store: Store) -> None:
+    """Its connection hangs, and the server has ended its session: others have the lock, and it will never commit."""
+    await store.in_flight("b")
+    hanging = store.order.begin(unit("t1"), store.backend.committer)
+
+    async def look(_: list[str]) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    looking = asyncio.create_task(hanging.locked(look))
+    await turns()
+    behind = store.end(await store.locked("t2"))
+    answer = store.answer()
+    await turns()
+    assert store.told == ["t2", "b"]
+    await asyncio.gather(behind, answer)
+    looking.cancel()
+    await store.end(hanging, StorageError("no"))
+    assert store.told == ["t2", "b"]
+
+
+async def test_a_unit_before_it_that_is_written_once_more_is_not_waited_for_again(store: Store) -> None:
+    """The second time nobody is told of it, so nothing would wake who waits for that."""
+    await store.in_flight("b")
+    failing = await store.locked("t1", "b")
+    behind = store.end(await store.locked("t2", "b"))
+    await store.answer()
+    await turns()
+    assert store.told == ["b"]
+    await store.in_flight("b")
+    await store.end(failing, StorageError("no"))
+    await store.answer(b=Repeated(Written("b", ())))
+    await turns()
+    assert behind.done()
+    assert store.told == ["b", "t2"]

@@ -62,7 +62,7 @@ class Announcer:
         return {"channel": self._channel, "sender": sender}
 
     def made(self, told: dict[str, str | None]) -> None:
-        """The commit was made, or is made for certain unless it fails as a whole."""
+        """The commit was made: it can be seen by who is told of it."""
         self._on_commit()
         if told["sender"] is None:
             self._untold += 1
@@ -74,6 +74,12 @@ class Announcer:
             self._untold += commits_in(told["sender"])[1] - 1
             self._last = float("-inf")
             self._see_to_it()
+
+    def undone(self, told: dict[str, str | None]) -> None:
+        """It was counted, which cannot be undone, but has not committed, as far as is known."""
+        self._on_commit()
+        self._untold += 1 if told["sender"] is None else commits_in(told["sender"])[1]
+        self._see_to_it()
 
     async def close(self) -> None:
         """Tell of what is left, unless that takes long: others find it by looking."""

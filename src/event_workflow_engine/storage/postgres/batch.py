@@ -35,6 +35,7 @@ _NUMBERS: Final = frozenset({"positions", "record_versions", "counts", "parts", 
 _WIDTH: Final = len(_COLUMNS)
 _OF_NO_INTEREST: Final = frozenset({"workers"})  # heartbeats, which whoever wants to know looks for
 _UNKNOWN: Final = Exception("not judged yet")
+_digits: Final = int.__repr__  # what is no integer it refuses, and `True` is 1
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -207,11 +208,16 @@ class Batch(Judge):
 
 
 def numbers(values: Sequence[int | None]) -> str | None:
-    """A list of numbers as PostgreSQL writes it; ``None`` for an empty one."""
+    """A list of numbers as PostgreSQL writes it; ``None`` for an empty one.
+
+    Raises:
+        TypeError: Something in it is no integer. As text the server might take it for one.
+    """
     if not values:
         return None
-    text = ",".join(map(str, values))
-    return "{" + (text.replace("None", "NULL") if None in values else text) + "}"
+    if None in values:
+        return "{" + ",".join(["NULL" if value is None else _digits(value) for value in values]) + "}"
+    return "{" + ",".join(map(_digits, values)) + "}"
 
 
 def _json(by_table: dict[str, list[Any]]) -> str | None:

@@ -71,10 +71,13 @@ class CommitOrder(Listeners):
             return
         ready: list[SideCommit] = []
         for commit in self._locked:
+            if not commit.sent:  # it is behind all that is known of, or has lost the lock and will never commit
+                continue
             if not commit.over.done() or commit.waits():
                 break
             ready.append(commit)
-        del self._locked[: len(ready)]
+        for commit in ready:
+            self._locked.remove(commit)
         rest, merged = list(committed), list[tuple["Unit", Written]]()
         for commit in ready:
             merged += [one for one in rest if one[0].id in commit.behind]
@@ -120,6 +123,7 @@ class SideCommit:
         self.written: tuple[tuple[Unit, Written], ...] = ()
         self.behind: frozenset[str] = frozenset()
         self.sent = False
+        self._follows = False
         self.over: asyncio.Future[None] = loop.create_future()
         self.told: asyncio.Future[None] = loop.create_future()
         self._order = order
@@ -148,9 +152,11 @@ class SideCommit:
         self.written = ((self.unit, verdict),)
         for unit_id in self.behind:
             await self._committer.settled(unit_id)
+        self._follows = True
         self._order.announce(())
         await self.told
 
     def waits(self) -> bool:
         """Whether something that was before it is yet to be told of."""
-        return not self.behind.isdisjoint(self._committer.in_flight())
+        # Whoever writes such a unit again, once it was told of, has this one wait no more.
+        return not self._follows and not self.behind.isdisjoint(self._committer.in_flight())

@@ -147,8 +147,14 @@ class Spares:
 
     @asynccontextmanager
     async def taken(self) -> AsyncIterator[Writer]:
-        """One that nobody else has, waiting for it."""
+        """One that nobody else has, waiting for it.
+
+        Raises:
+            EngineStateError: They were closed meanwhile.
+        """
         async with self._room:
+            if self._closed:
+                raise EngineStateError("the store was closed before a connection was free for this transaction")
             writer = self._idle.pop() if self._idle else self._make()
             try:
                 yield writer

@@ -75,6 +75,7 @@ class Writer:
         self._announcer = announcer
         self._connection: Any = None
         self._cache = SharedCache()
+        self._uncommitted: dict[str, str | None] | None = None  # what tells of what the open transaction has written
         self._explicit = False  # transactions must be begun with their own settings, for the role's do not fit
         self._batches = 0
         self._newest = 0  # the latest Unit.at seen: the clock by which ids of units grow old
@@ -239,6 +240,7 @@ class Writer:
         except BaseException:
             await self._rollback()
             raise
+        self._committed()
         return verdicts
 
     async def _write(self, units: Sequence[Unit], *, careful: bool) -> list[Verdict]:
@@ -246,7 +248,7 @@ class Writer:
         ids = FetchedIds()
         for _ in range(_ROUNDS):
             batch = await self._judged(units, ids, careful=careful, guesses=False)
-            verdicts = await self._send(batch)
+            verdicts = await self._send(batch, commits=False)
             if verdicts is not None:
                 return verdicts
         raise StorageCorruptError(f"{self._address.shown}: what is read under the lock does not stay as it is")
@@ -262,8 +264,11 @@ class Writer:
                 return batch
         raise StorageCorruptError(f"{self._address.shown}: judging a batch always asks for more")
 
-    async def _send(self, batch: Batch) -> list[Verdict] | None:
-        """Have the server write the batch: its verdicts, or `None` where it was judged by what is no longer so."""
+    async def _send(self, batch: Batch, *, commits: bool = True) -> list[Verdict] | None:
+        """Have the server write the batch: its verdicts, or `None` where it was judged by what is no longer so.
+
+        Where it does not commit with that, `_committed` or `_rollback` tells others of it.
+        """
         told = _QUIET
         try:
             parameters = batch.parameters()
@@ -284,10 +289,12 @@ class Writer:
         verdicts = batch.stored(last_position, row_version)
         self._cache.age()
         if told is not _QUIET:
-            if row_version is not None:
+            if row_version is None:
+                self._announcer.failed(told)
+            elif commits:
                 self._announcer.made(told)
             else:
-                self._announcer.failed(told)
+                self._uncommitted = told
         return verdicts
 
     def _forget(self, stale: dict[str, Any]) -> None:
@@ -335,7 +342,16 @@ class Writer:
             await self._rollback()
             raise
 
+    def _committed(self) -> None:
+        """Tell others, not sooner: who looks while the commit is on its way sees nothing, and is not told again."""
+        told, self._uncommitted = self._uncommitted, None
+        if told is not None:
+            self._announcer.made(told)
+
     async def _rollback(self) -> None:
+        told, self._uncommitted = self._uncommitted, None
+        if told is not None:
+            self._announcer.undone(told)
         self._cache.clear()
         connection = self._connection
         if connection is None or connection.is_closed():
@@ -458,6 +474,7 @@ class Writer:
                 self._drop()
             await self._rollback()
             return await self._landed(unit, error)
+        self._committed()
         return verdict
 
     async def abort_exclusive(self) -> None:
