@@ -13,7 +13,7 @@ import pytest
 from tests.integration.postgres.slots import Slots
 
 from event_workflow_engine import EngineConfig, Saga, SagaStep, StepContext, WorkflowEngine
-from event_workflow_engine.errors import StorageUnavailableError
+from event_workflow_engine.errors import EngineStateError, StorageUnavailableError
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.postgres.errors import storage_error
 from event_workflow_engine.testing.conformance.kit import events, unit
@@ -186,3 +186,23 @@ def test_who_waited_in_vain_is_told_what_to_do(error: Exception) -> None:
     told = storage_error(error, "postgresql://h/d")
     assert isinstance(told, StorageUnavailableError)
     assert "if a pooler is before it, give that more connections" in str(told)
+
+
+async def test_a_transaction_that_waits_for_a_connection_while_the_store_closes_is_refused(
+    postgres_url: str, table: str
+) -> None:
+    inside, leave = asyncio.Event(), asyncio.Event()
+
+    async def work(session: SqlSession) -> Unit:
+        inside.set()
+        await leave.wait()
+        await session.execute(f"INSERT INTO {table} VALUES ('a', 1)", {})
+        return unit(events("hot"))
+
+    async with open_storage(f"{postgres_url}&pool=1") as storage:
+        transactions = [asyncio.create_task(storage.transact(work)) for _ in range(2)]
+        await inside.wait()
+    leave.set()
+    async with asyncio.timeout(SOON):
+        results = await asyncio.gather(*transactions, return_exceptions=True)
+    assert [type(one) for one in results] == [EngineStateError, EngineStateError]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from event_workflow_engine.errors import DefinitionError
@@ -38,6 +39,11 @@ ODD: dict[str, tuple[Callable[[random.Random], Unit], str]] = {
     "a long stream's name": (lambda rng: unit(events(long(rng))), "too long"),
     "a long id": (lambda rng: unit(append("odd", record(long(rng)))), "too long"),
     "a long key": (lambda rng: row_unit(document(long(rng), "{}")), "too long"),
+    "text for a schema": (
+        lambda _: unit(append("odd", msgspec.structs.replace(record(), schema="5"))),
+        "NewRecord.schema",
+    ),
+    "text for a time": (lambda _: msgspec.structs.replace(unit(events("odd")), at="5"), "Unit.at"),
     "a long id of rows": (lambda rng: row_unit(document("k", "{}"), unit_id=long(rng)), "too long"),
 }
 

@@ -153,8 +153,7 @@ class Spares:
             EngineStateError: They were closed meanwhile.
         """
         async with self._room:
-            if self._closed:
-                raise EngineStateError("the store was closed before a connection was free for this transaction")
+            self._require_open()
             writer = self._idle.pop() if self._idle else self._make()
             try:
                 yield writer
@@ -162,6 +161,10 @@ class Spares:
                 self._idle.append(writer)
                 if self._closed:
                     await self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EngineStateError("the store was closed before a connection was free for this transaction")
 
     async def close(self) -> None:
         """Close their connections, and those of the ones that are taken when they come back."""

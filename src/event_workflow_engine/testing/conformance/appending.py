@@ -22,8 +22,6 @@ MALFORMED: dict[str, Unit] = {
     "number for text": Unit("x", AT, (Append("s", (NewRecord("x", 5, b"{}"),)),)),  # type: ignore[arg-type]
     "number for a stream": Unit("x", AT, (Append(5, (NewRecord("x", "t", b"{}"),)),)),  # type: ignore[arg-type]
     "list for a stream": Unit("x", AT, (Append(["s"], (NewRecord("x", "t", b"{}"),)),)),  # type: ignore[arg-type]
-    "text for a schema": Unit("x", AT, (Append("s", (NewRecord("x", "t", b"{}", "5"),)),)),  # type: ignore[arg-type]
-    "text for a time": Unit("x", "5", (Append("s", (NewRecord("x", "t", b"{}"),)),)),  # type: ignore[arg-type]
     "no stream's name": Unit("x", AT, (Append("", (NewRecord("x", "t", b"{}"),)),)),
     "no events": Unit("x", AT, (Append("s", (NewRecord("x", "t", b"{}", count=0),)),)),
     "more events than fit": Unit("x", AT, (Append("s", (NewRecord("x", "t", b"{}", count=2**63),)),)),
