@@ -86,13 +86,10 @@ class Announcer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        telling = self._telling
-        if self._untold and (telling is None or telling.done()):
-            telling = self._loop.create_task(self._tell(), name="ewe-announce")
-        if telling is not None:
-            await asyncio.wait((telling,), timeout=_CLOSING_S)
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+        telling = self._loop.create_task(self._tell_the_rest(self._telling), name="ewe-announce")
+        await asyncio.wait((telling,), timeout=_CLOSING_S)
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
 
     def _message(self, commits: int) -> str:
         return f"{self._sender} {commits}"
@@ -112,6 +109,12 @@ class Announcer:
             self._telling = self._loop.create_task(self._tell(), name="ewe-announce")
         else:
             self._see_to_it()
+
+    async def _tell_the_rest(self, telling: asyncio.Task[None] | None) -> None:
+        if telling is not None:
+            await telling
+        if self._untold:
+            await self._tell()
 
     async def _tell(self) -> None:
         untold, self._untold = self._untold, 0

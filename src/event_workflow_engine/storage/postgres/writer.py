@@ -384,6 +384,7 @@ class Writer:
             raise DefinitionError(f"there is no claim {name!r}")
         statements = self._statements[name]
         told = _QUIET if name in _QUIET_CLAIMS else self._announcer.begin()
+        counted = False
         try:
             await self.open()
             await self._begin()
@@ -391,17 +392,18 @@ class Writer:
                 rows = await self._rows(name, **params)
                 if told is not _QUIET:
                     await self._rows("announce", **told)
+                    self._uncommitted, counted = told, True
                 await self._connection.execute("COMMIT", timeout=_COMMAND_S)
             except BaseException:
                 await self._rollback()
                 raise
         except BaseException as error:
-            self._announcer.failed(told)
+            if not counted:
+                self._announcer.failed(told)
             if isinstance(error, Exception):
                 raise self._typed(error) from error
             raise
-        if told is not _QUIET:
-            self._announcer.made(told)
+        self._committed()
         for table in statements.changes:
             self._cache.rows[table].clear()
         for row in rows:
