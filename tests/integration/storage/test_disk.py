@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def many_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the log moved into the database all the time: what is rare in a short run is where a disk can hurt most."""
     monkeypatch.setattr(checkpoints, "FEW_FRAMES", 10)
-    monkeypatch.setattr(checkpoints, "MANY_BATCHES", 2)
+    monkeypatch.setattr(checkpoints, "MANY_FRAMES", 10)
 
 
 # -- power -------------------------------------------------------------------------------------------------------------
