@@ -122,12 +122,12 @@ async def test_no_more_run_than_the_queues_limit_and_all_run_in_the_end(lab: Lab
 async def test_the_limit_holds_over_all_workers(lab: Lab, gate: Gate) -> None:
     async with serving(lab, gate, Queue("q", limit=3)) as one, serving(lab, gate, Queue("q", limit=3)) as two:
         handles = [*await fill(one, gate, "a", "b", "c", "d"), *await fill(two, gate, "e", "f", "g", "h")]
-        await gate.came(3)
-        for _ in range(8):
-            gate.open(*gate.inside)
-            await asyncio.gather(*(handle.result() for handle in handles if handle.id in gate.order))
-            await gate.came(min(8, len(gate.order) + 1))
-    assert gate.most <= 3
+        for number in range(3, 9):
+            await gate.came(number)
+            gate.open(gate.order[number - 3])
+        gate.open(*gate.order)
+        await asyncio.gather(*(handle.result() for handle in handles))
+    assert gate.most == 3
     assert sorted(gate.order) == ["a", "b", "c", "d", "e", "f", "g", "h"]
 
 

@@ -17,12 +17,12 @@ from event_workflow_engine.storage.port import Row, Unit
 from event_workflow_engine.storage.tables import QUEUED, QUEUES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from event_workflow_engine.runner.definitions import Definitions
     from event_workflow_engine.runner.kit import Kit
     from event_workflow_engine.runner.run import SagaRun
-    from event_workflow_engine.storage.port import Record, Rows
+    from event_workflow_engine.storage.port import Record, Rows, Written
 
 __all__ = ["Admission", "Plan", "planned"]
 
@@ -139,12 +139,12 @@ class Admission:
                 await self.look()
         return self._next
 
-    def moved_by(self, units: Iterable[Unit]) -> bool:
-        """Whether units of others change what is in queues, or who may leave them."""
+    def moved_by(self, batch: Sequence[tuple[Unit, Written]]) -> bool:
+        """Whether units of others among these change what is in queues, or who may leave them."""
         if not self._work:
             return False
         me = self._kit.worker.id
-        others = (unit for unit in units if unit.worker is None or unit.worker.id != me)
+        others = (unit for unit, _ in batch if unit.worker is None or unit.worker.id != me)
         return any(row.table in _TABLES for unit in others for row in unit.rows)
 
     def keeps(self, run: SagaRun) -> bool:

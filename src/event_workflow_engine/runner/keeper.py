@@ -340,7 +340,7 @@ class SagaKeeper:
     def _committed(self, batch: Sequence[tuple[Unit, Written]]) -> None:
         self._own_commit = True
         runs, me = self._runs, self.kit.worker.id
-        if self._admission.moved_by(unit for unit, _ in batch):
+        if self._admission.moved_by(batch):
             self._due.set()
         for unit, _ in batch:
             if unit.worker is None and unit.appends:

@@ -31,14 +31,19 @@ class Cache(Generic[K, V]):
 
     What is used is in `young`; when that is full it becomes the old generation, and the one before it is dropped.
     A user reads `young` directly, after `missing` has fetched there what it will need.
+
+    Attributes:
+        young: What was used lately.
+        passed: By key a check that the value, which stands beside it, has passed: made again of the same it would pass.
     """
 
-    __slots__ = ("_limit", "_old", "young")
+    __slots__ = ("_limit", "_old", "passed", "young")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.young: dict[K, V] = {}
         self._old: dict[K, V] = {}
+        self.passed: dict[K, tuple[Any, V]] = {}
 
     def missing(self, keys: Iterable[K]) -> list[K]:
         """Those of `keys` that are not remembered; the others are in `young` now."""
@@ -57,11 +62,13 @@ class Cache(Generic[K, V]):
         if len(self.young) > self._limit:
             self._old = self.young
             self.young = {}
+            self.passed = {}
 
     def clear(self) -> None:
         """Forget everything."""
         self.young = {}
         self._old = {}
+        self.passed = {}
 
 
 Head = tuple[int, int, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from event_workflow_engine.errors import EventIdConflictError
@@ -50,9 +51,15 @@ class Repetitions:
         self._records = records
         self._layout = layout
         self._seen = 0  # how far `_record_ids` is up to date
-        self._record_ids: set[str] = set()
-        self._known = KnownIds(set(), set())
         self.accepted: dict[str, tuple[Unit, Written]] = {}
+
+    @cached_property
+    def _record_ids(self) -> set[str]:
+        return set()
+
+    @cached_property
+    def _known(self) -> KnownIds:
+        return KnownIds(set(), set())
 
     def look_up(self, units: Iterable[Unit]) -> None:
         """Find out which ids of `units` the store holds; `verdict` knows only of those."""

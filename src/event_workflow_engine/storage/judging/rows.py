@@ -90,13 +90,20 @@ class RowChanges(ABC):
             if shape is None:
                 raise undeclared(row)
             image = changes.get((table, key), ABSENT) if changes else ABSENT
+            cache = self._rows[table]
             if image is ABSENT:
-                image = self._rows[table].young.get(key, ABSENT)
+                image = cache.young.get(key, ABSENT)
                 if image is ABSENT:
                     image = None if shape.overwrites(row) else self.image(table, key)
+            # A saga makes the same check with each of its units, of an image that most often is the same, too.
+            passed = cache.passed.get(key)
+            if passed is not None and passed[0] is row and passed[1] is image:
+                continue
             new = shape.apply(image, row)
             if new is not image:
                 changes[table, key] = new
+            elif row.op == "check":
+                cache.passed[key] = row, image
 
     def keep(self, changes: Changes) -> None:
         """The unit was accepted: the next ones see what it did."""
