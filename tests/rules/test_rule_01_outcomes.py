@@ -42,7 +42,7 @@ async def outcome_of(lab: Lab, error: Exception, **options: Any) -> Outcome | No
 
     step_options = {key: options.pop(key) for key in ("rejects", "compensate_failed") if key in options}
     saga = Saga("pay", [SagaStep("charge", charge, refund, **step_options)], **options)
-    async with lab.engine(saga) as engine:
+    async with lab.engine(saga, lease=15.0) as engine:  # a worker that loses it has the error no more
         with pytest.raises(SagaFailedError) as failure:
             await engine.execute(saga, id="p-1")
         assert failure.value.__cause__ is error
