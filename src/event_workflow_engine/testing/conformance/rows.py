@@ -191,3 +191,16 @@ class RowCases(Cases):
         assert not isinstance(ok, BaseException)
         assert isinstance(refused, OwnershipLostError)
         assert await storage.head("b") == 0
+
+    async def test_a_check_that_has_passed_is_made_anew_of_a_row_that_has_changed(self, storage: Storage) -> None:
+        """A saga makes the same check with each of its units: it holds as long as the row is as it was."""
+        check = Row("sagas", "check", ("s",), {}, {"fence": 1})
+        await storage.write(row_unit(saga("s", fence=1)))
+        for _ in range(2):
+            await storage.write(unit(events("a"), rows=[check]))
+        await storage.write(row_unit(Row("sagas", "update", ("s",), {"fence": 2})))
+        with pytest.raises(RowConflictError):
+            await storage.write(unit(events("a"), rows=[check]))
+        await storage.write(row_unit(Row("sagas", "update", ("s",), {"fence": 1})))
+        await storage.write(unit(events("a"), rows=[check]))
+        assert await storage.head("a") == 3
