@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NEVER = 10**9
 
+_TOLD = ("could not be written", "checkpoint failed", "between two jobs")
+
 
 def make(folder: Path) -> Path:
     folder.mkdir(parents=True)
@@ -130,7 +132,7 @@ class Faulty:
                     await storages[0].last_position()
                 met = self._healed()
                 await self._all_lands(storages)  # behind a checkpoint that may have met it just now
-                told = [line for line in self._told() if "could not be written" in line or "checkpoint failed" in line]
+                told = [line for line in self._told() if any(what in line for what in _TOLD)]
                 assert met <= len(told), "a line tells of it"
                 assert len(told) <= 1 or self._way.times > 1, told
         await check(self._folder / "a.db", self.acknowledged)

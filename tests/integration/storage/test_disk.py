@@ -21,7 +21,7 @@ from event_workflow_engine.errors import StorageError
 from event_workflow_engine.storage.group_commit import QUEUE_LIMIT
 from event_workflow_engine.storage.port import Row, Unit
 from event_workflow_engine.storage.sql_files import Migration
-from event_workflow_engine.storage.sqlite import SqliteStorage, checkpoints
+from event_workflow_engine.storage.sqlite import SqliteStorage, checkpoints, log_room
 from event_workflow_engine.storage.sqlite.connection import connect, open_writer, use_wal
 from event_workflow_engine.storage.sqlite.migrate import MIGRATIONS, migrate
 from event_workflow_engine.testing.disk import FaultyDisk
@@ -41,6 +41,13 @@ def many_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the log moved into the database all the time: what is rare in a short run is where a disk can hurt most."""
     monkeypatch.setattr(checkpoints, "FEW_FRAMES", 10)
     monkeypatch.setattr(checkpoints, "MANY_FRAMES", 10)
+
+
+@pytest.fixture(autouse=True)
+def much_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have room made in the log whenever it has grown, for the same reason."""
+    monkeypatch.setattr(log_room, "LOOK_AFTER", 1)
+    monkeypatch.setattr(log_room, "LEAST_FRAMES", 3)
 
 
 # -- power -------------------------------------------------------------------------------------------------------------

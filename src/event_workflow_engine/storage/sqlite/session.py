@@ -11,6 +11,7 @@ from event_workflow_engine.storage.judging.caches import StoreCache
 from event_workflow_engine.storage.sqlite.checkpoints import settle
 from event_workflow_engine.storage.sqlite.connection import look_at, open_writer, use_wal
 from event_workflow_engine.storage.sqlite.locks import StoreLock
+from event_workflow_engine.storage.sqlite.log_room import make_room
 from event_workflow_engine.storage.sqlite.migrate import check_known, migrate
 from event_workflow_engine.storage.sqlite.queries import QUERIES
 from event_workflow_engine.storage.sqlite.statements import OWN_TABLES
@@ -140,6 +141,21 @@ class WriteSession:
                 self._settle()
                 return
         self._settle()
+
+    def make_room(self, size: int) -> None:
+        """Make the log longer by so many bytes, if the connection is one that was used.
+
+        Raises:
+            sqlite3.Error: The disk is full or fails.
+        """
+        with self.lock:
+            if self._connection is None or not self._settled:
+                return
+            try:
+                make_room(self._connection, size)
+            except sqlite3.Error:
+                self._drop()
+                raise
 
     def _settle(self) -> None:
         """Once for each connection, and under the lock: what others may have left half-synced.

@@ -13,6 +13,7 @@ from event_workflow_engine.storage.sqlite.batch import Batch
 from event_workflow_engine.storage.sqlite.checkpoints import Checkpoints
 from event_workflow_engine.storage.sqlite.errors import storage_error
 from event_workflow_engine.storage.sqlite.log_lookup import outcome
+from event_workflow_engine.storage.sqlite.log_room import LogRoom
 from event_workflow_engine.storage.sqlite.queries import QUERIES
 from event_workflow_engine.storage.sqlite.session import BeginError, CommitInDoubtError, WriteSession
 from event_workflow_engine.storage.user_sql import rows_of, sql_errors
@@ -54,6 +55,7 @@ class Writer:
         self._session = WriteSession(path, connect)
         self._on_foreign_commit = on_foreign_commit
         self._checkpoints = Checkpoints(path)
+        self._room = LogRoom(path)
         self._polls = 0  # since anything was committed
         self._complained = False  # that work between jobs fails, since it last succeeded
         self._failing = False  # batches fail, and one line has said so, since one last succeeded
@@ -257,8 +259,11 @@ class Writer:
             return _UPKEEP_S
         self._polls = self._polls + 1 if quiet else 0
         try:
-            if self._checkpoints.due(quiet=quiet) and not self._rests:
-                self._upkeep()
+            if not self._rests:
+                if self._checkpoints.due(quiet=quiet):
+                    self._upkeep()
+                if not quiet:
+                    self._make_room()
             if quiet and self.listening:
                 session.notice_foreign_commits()
             self._complained = False
@@ -281,6 +286,15 @@ class Writer:
                 QUERIES["prune_units"].sql, {"before": self._newest - _KEEP_UNIT_IDS_US, "limit": _PRUNE_LIMIT}
             )
             self._checkpoints.run(session.connection)
+
+    def _make_room(self) -> None:
+        size = self._room.wanted()
+        if size:
+            try:
+                self._session.make_room(size)
+            except Exception:
+                self._room.give_up()
+                raise
 
 
 def _distrusted(error: BaseException) -> bool:

@@ -118,3 +118,7 @@ SELECT coalesce(max(number), 0) FROM streams;
 -- By the last of each: exact as long as nothing was deleted.
 SELECT (SELECT coalesce(max(number), 0) FROM streams) AS streams,
        (SELECT coalesce(max(rowid), 0) FROM sagas) AS sagas;
+
+-- name: make_log_longer
+-- Run to be rolled back. Any table with a large value and no index over it would do.
+INSERT INTO snapshots (stream, type, state) VALUES ('', '', zeroblob(:size));
