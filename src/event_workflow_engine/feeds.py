@@ -29,16 +29,11 @@ class Bell:
     def __init__(self, storage: Storage, wanted: Callable[[Unit], bool] | None = None) -> None:
         self._rang = asyncio.Event()
         self._wanted = wanted
-        self._own = False
-        self._removers: tuple[Callable[[], None], ...]
-        # A commit of this process runs hooks and then rings, on one turn of the loop; that of another only rings.
-        if wanted is None:
-            self._removers = (storage.add_bell(self._rang.set),)
-        else:
-            self._removers = (storage.add_commit_hook(self._committed), storage.add_bell(self._heard))
+        self._removers = [storage.add_bell(self._rang.set, own=wanted is None)]
+        if wanted is not None:
+            self._removers.append(storage.add_commit_hook(self._committed))
 
     def _committed(self, batch: Sequence[tuple[Unit, Written]]) -> None:
-        self._own = True
         wanted = self._wanted
         assert wanted is not None
         if not self._rang.is_set():
@@ -46,11 +41,6 @@ class Bell:
                 if wanted(unit):
                     self._rang.set()
                     return
-
-    def _heard(self) -> None:
-        own, self._own = self._own, False
-        if not own:
-            self._rang.set()
 
     def ring(self) -> None:
         """Wake the task."""

@@ -75,7 +75,6 @@ class Intake:
         self._storage = storage
         self._now = now
         self._came = asyncio.Event()
-        self._own_commit = False
         self._written: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._removers: list[Callable[[], None]] = []
@@ -103,15 +102,8 @@ class Intake:
         self._came.set()
 
     def _listen(self) -> None:
-        self._removers = [self._storage.add_commit_hook(self._committed), self._storage.add_bell(self._rung)]
-
-    def _committed(self, _: object) -> None:
-        self._own_commit = True
-
-    def _rung(self) -> None:
-        own, self._own_commit = self._own_commit, False
-        if not own:  # what is staged is committed over another connection
-            self._came.set()
+        # What is staged is committed over another connection.
+        self._removers = [self._storage.add_bell(self._came.set, own=False)]
 
     async def _look_for_ever(self) -> None:
         while True:

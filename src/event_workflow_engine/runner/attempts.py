@@ -47,46 +47,42 @@ _PLAIN: Final = frozenset({str, int, bool, type(None)})
 
 
 class ReadyAction(NamedTuple):
-    """What an attempt's action runs in, made while its start is on its way to disk, for then nothing else is to do."""
+    """An attempt's action, made ready while its start is on its way to disk, for then nothing else is to do."""
 
     attempt: Attempt
     context: StepContext[Any]
     around: Context
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    is_async: bool
 
 
-def ready_action(run: SagaRun, state: StepState) -> ReadyAction:
+def ready_action(run: SagaRun, command: StartStep) -> ReadyAction:
     """All that launching needs and that does not depend on when that is."""
-    step = state.step
-    attempt = Attempt(step, run.kit, run, run.saga.settle_timeout)
+    step, spec, kit = command.step, command.spec, run.kit
+    number = run.journal.steps[step].attempt
+    attempt = Attempt(step, kit, run, run.saga.settle_timeout)
     context: StepContext[Any] = StepContext(
-        run.place, step, run.input, run.results, run.key_prefix + step, state.attempt, run.fence, None, attempt
+        run.place, step, run.input, run.results, run.key_prefix + step, number, run.fence, None, attempt
     )
-    return ReadyAction(attempt, context, _context(run, context))
-
-
-def launch_action(run: SagaRun, command: StartStep, state: StepState, ready: ReadyAction | None) -> Attempt:
-    """Begin an attempt whose start is on disk, with what was made ready, if that was for this attempt."""
-    spec, kit = command.spec, run.kit
-    if ready is None or ready.context.step != state.step or ready.context.attempt != state.attempt:
-        ready = ready_action(run, state)
-    attempt, context, around = ready
-    timeout = spec.timeout
-    if timeout is not None:
-        context.deadline = from_micros(kit.now() + int(timeout * _MICROS))
     args = command.args if command.args is not None else (context,) if spec.info.takes_context else ()
     fn, is_async = spec.action, spec.info.is_async
     if kit.intercept is not None:
         fn, is_async = _called(kit.intercept, fn, is_async=is_async)
     if spec.transactional:
         fn, args = TransactionalAction(run, attempt, command, fn, context, record_success).act, (args,)
-    attempt.start(
-        fn,
-        args,
-        is_async=is_async,
-        context=around,
-        pool=kit.actions,
-        timeout=timeout,
-    )
+    return ReadyAction(attempt, context, _context(run, context), fn, args, is_async)
+
+
+def launch_action(run: SagaRun, command: StartStep, state: StepState, ready: ReadyAction | None) -> Attempt:
+    """Begin an attempt whose start is on disk, with what was made ready, if that was for this attempt."""
+    if ready is None or ready.context.step != state.step or ready.context.attempt != state.attempt:
+        ready = ready_action(run, command)
+    attempt, context, around, fn, args, is_async = ready
+    timeout = command.spec.timeout
+    if timeout is not None:
+        context.deadline = from_micros(run.kit.now() + int(timeout * _MICROS))
+    attempt.start(fn, args, is_async=is_async, context=around, pool=run.kit.actions, timeout=timeout)
     return attempt
 
 

@@ -90,7 +90,6 @@ class SagaKeeper:
         self._looks_left = 0
         self._lost: list[str] = []
         self._looking = False
-        self._own_commit = False
         self._accepting = False
         self._removers: list[Callable[[], None]] = []
         self._admission: Admission
@@ -123,7 +122,7 @@ class SagaKeeper:
         self._accepting = True
         self.ends.start(kit)
         self._admission = Admission(kit, self._definitions, self._room, self._held, self._resume_rows)
-        self._removers = [kit.storage.add_commit_hook(self._committed), kit.storage.add_bell(self._rung)]
+        self._removers = [kit.storage.add_commit_hook(self._committed), kit.storage.add_bell(self._rung, own=False)]
         if self._config.worker:
             self._claimer = asyncio.create_task(self._claim_for_ever(), name="ewe-claims")
             self._balancer = Balancer(kit, self._runs, self.tolerance, self._admission.keeps)
@@ -338,7 +337,6 @@ class SagaKeeper:
     # -- being woken -------------------------------------------------------------------------------------------------
 
     def _committed(self, batch: Sequence[tuple[Unit, Written]]) -> None:
-        self._own_commit = True
         runs, me = self._runs, self.kit.worker.id
         if self._admission.moved_by(batch):
             self._due.set()
@@ -355,13 +353,11 @@ class SagaKeeper:
                     self._due.set()
             elif unit.worker is not None and unit.worker.id != me and frees(unit, me):
                 self._due.set()  # by another engine in this process
+        self.ends.look()
 
     def _rung(self) -> None:
-        """Something was committed; where no commit hook ran before, by another process, maybe for a saga of ours."""
+        """Something was committed by another process, maybe for a saga of ours."""
         self.ends.look()
-        own, self._own_commit = self._own_commit, False
-        if own:
-            return
         self._due.set()
         if self._runs and not self._looking:
             self._looking = True

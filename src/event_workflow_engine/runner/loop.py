@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import sys
-from asyncio import events
+from asyncio.events import _get_running_loop, _set_running_loop  # how loops nest; asyncio has no public way
+from asyncio.tasks import _enter_task, _leave_task  # as above
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
@@ -174,20 +175,20 @@ class SagaLoop(_Base):  # type: ignore[misc]
 
     def pump(self) -> None:
         """Run what is ready until nothing is."""
-        outer = events._get_running_loop()  # noqa: SLF001 - how loops nest; asyncio has no public way
+        outer = _get_running_loop()
         hooks = sys.get_asyncgen_hooks()
         # The ordinary loop's hooks would finish this loop's generators over there.
         sys.set_asyncgen_hooks(None, None)
         task = None if outer is None else asyncio.current_task(outer)
         if task is not None:
-            asyncio.tasks._leave_task(outer, task)  # type: ignore[arg-type]  # noqa: SLF001 - as above
-        events._set_running_loop(self)  # noqa: SLF001 - as above
+            _leave_task(outer, task)  # type: ignore[arg-type]
+        _set_running_loop(self)
         try:
             self._run_ready()
         finally:
-            events._set_running_loop(outer)  # noqa: SLF001 - as above
+            _set_running_loop(outer)
             if task is not None:
-                asyncio.tasks._enter_task(outer, task)  # type: ignore[arg-type]  # noqa: SLF001 - as above
+                _enter_task(outer, task)  # type: ignore[arg-type]
             sys.set_asyncgen_hooks(*hooks)
 
     def _run_ready(self) -> None:
@@ -215,14 +216,14 @@ class SagaLoop(_Base):  # type: ignore[misc]
         """
         tasks = [*([] if self._root is None else [self._root]), *self._children]
         self._children = {}
-        outer = events._get_running_loop()  # noqa: SLF001 - see pump
-        events._set_running_loop(self)  # noqa: SLF001 - see pump
+        outer = _get_running_loop()
+        _set_running_loop(self)
         try:
             for task in tasks:
                 if not task.done():
                     self._unwind(task)
         finally:
-            events._set_running_loop(outer)  # noqa: SLF001 - see pump
+            _set_running_loop(outer)
             self._ready.clear()
             self._root = None
 

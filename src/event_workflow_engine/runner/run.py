@@ -107,7 +107,7 @@ class SagaRun:
         self._finish: Finish | None = None
         self._facts: list[Any] = []
         self.flying: list[Any] | None = None
-        # Most sagas in memory are never undone, spoken to or paused: what that needs is made when it is needed.
+        # Most sagas in memory are never undone or spoken to: what that needs is made when it is needed.
         self._mail: Mail | None = None
         self._rollback: Rollback | None = None
         self._held: tuple[tuple[Any, Any, BaseException | None], ...] = ()
@@ -360,7 +360,7 @@ class SagaRun:
         if unit is not None:
             self.kit.storage.post(unit, self.told)
             if len(self.starting) == 1:
-                self._ready = ready_action(self, self.journal.steps[self.starting[0]])
+                self._ready = ready_action(self, self._calls[self.starting[0]])
 
     def next_unit(self) -> Unit | None:
         """What has come up, in flight from here on; ``None`` while a unit is, or where there is nothing to say."""
@@ -404,8 +404,9 @@ class SagaRun:
     @property
     def busy(self) -> bool:
         """Whether code of it runs, or is about to."""
-        undoing = self._rollback is not None and (self._rollback.busy or bool(self._rollback.starting))
-        return bool(self._attempts or self.starting) or undoing
+        if self._attempts or self.starting:
+            return True
+        return self._rollback is not None and (self._rollback.busy or bool(self._rollback.starting))
 
     def told(self, verdict: Written | Exception) -> None:
         """What became of the unit in flight."""
@@ -426,10 +427,10 @@ class SagaRun:
             if not accepted.done():
                 accepted.set_result(None)
         if self.journal.ended and not self._facts:  # its end may wait for the next unit
-            self._leave()
+            self.evict()
             self.kit.host.run_ended(self)
         elif self.parking:
-            self._leave()
+            self.evict()
             self.kit.host.run_parked(self)
         else:
             self._act()
@@ -449,7 +450,7 @@ class SagaRun:
 
     def lose(self, error: BaseException) -> None:
         """What is in memory is no longer what is stored."""
-        self._leave()
+        self.evict()
         self.kit.host.run_lost(self, error)
 
     def mail_read(self) -> None:
@@ -459,7 +460,8 @@ class SagaRun:
 
     def _act(self) -> None:
         """What was asked for is on disk: let it happen."""
-        begin, later = self.starting[: self._aboard], self.starting[self._aboard :]
+        later = self.starting[self._aboard :]
+        begin = self.starting[: self._aboard] if later else self.starting
         if self.draining:
             # What may run again need not begin here any more. What may not would be taken for unknown elsewhere.
             later = [step for step in begin if self._calls[step].spec.repeatable] + later
@@ -547,7 +549,8 @@ class SagaRun:
             self.script.close()
             self.script = None
 
-    def _leave(self) -> None:
+    def evict(self) -> None:
+        """Leave memory at once: nothing is recorded from here on."""
         if self.closed:
             return
         self.closed = True
@@ -581,10 +584,6 @@ class SagaRun:
         if self._landing is None:
             self._landing = self.kit.loop.create_future()
         return self._landing
-
-    def evict(self) -> None:
-        """Leave memory at once: nothing is recorded from here on."""
-        self._leave()
 
     def still_ending(self) -> Sequence[Ending]:
         """Code of a saga that left memory, which was asked to end and has not yet."""

@@ -16,7 +16,7 @@ from event_workflow_engine.errors import EngineStateError
 from event_workflow_engine.storage.port import CommitHook, Told, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from event_workflow_engine.storage.port import Unit
 
@@ -82,6 +82,7 @@ class Listeners:
     def __init__(self) -> None:
         self._hooks: tuple[CommitHook, ...] = ()
         self._bells: tuple[Callable[[], None], ...] = ()
+        self._own_bells: tuple[Callable[[], None], ...] = ()  # those of them that ring for what hooks are told of, too
 
     @property
     def has_bells(self) -> bool:
@@ -97,12 +98,21 @@ class Listeners:
 
         return remove
 
-    def add_bell(self, ring: Callable[[], None]) -> Callable[[], None]:
-        """Call `ring` after each commit; returns its remover, which may be called twice."""
+    def add_bell(self, ring: Callable[[], None], *, own: bool = True) -> Callable[[], None]:
+        """Call `ring` after each commit; returns its remover, which may be called twice.
+
+        Args:
+            ring: What to call.
+            own: Also for what commit hooks are told of.
+        """
         self._bells += (ring,)
+        if own:
+            self._own_bells += (ring,)
 
         def remove() -> None:
             self._bells = _without(self._bells, ring)
+            if own:
+                self._own_bells = _without(self._own_bells, ring)
 
         return remove
 
@@ -113,11 +123,16 @@ class Listeners:
                 hook(committed)
             except Exception as error:  # noqa: BLE001 - what listens must not break what is written
                 _report(hook, error)
-        self.ring()
+        if self._own_bells:
+            self._ring(self._own_bells)
 
     def ring(self) -> None:
-        """Ring the bells: something was committed, by this process or another."""
-        for bell in self._bells:
+        """Ring the bells: something was committed that commit hooks are not told of, by this process or another."""
+        self._ring(self._bells)
+
+    @staticmethod
+    def _ring(bells: Iterable[Callable[[], None]]) -> None:
+        for bell in bells:
             try:
                 bell()
             except Exception as error:  # noqa: BLE001 - as above
@@ -395,10 +410,11 @@ class GroupCommitter:
 
     def _settle_alone(self, entry: _Entry, verdict: Verdict) -> None:
         """One that was posted, with nobody behind it: what `_settle` does, at half the price."""
+        unit, told = entry
         try:
             if verdict.__class__ is Written:
-                self._listeners.announce([(entry[0], verdict)])  # type: ignore[list-item]
-            self._tell(iter([(entry, verdict)]))
+                self._listeners.announce(((unit, verdict),))  # type: ignore[arg-type]
+            _call(told, verdict)  # type: ignore[arg-type]
         finally:
             self._release()
 
@@ -407,9 +423,7 @@ class GroupCommitter:
             if isinstance(told, asyncio.Future):
                 continue
             try:
-                told(_answer(verdict) if verdict.__class__ is Repeated else verdict)  # type: ignore[arg-type]
-            except Exception as error:  # noqa: BLE001 - as when a hook raises
-                _report(told, error)
+                _call(told, verdict)
             except BaseException:
                 # The loop is about to stop; if it runs again, the others still have to be told.
                 for (_, other), its_verdict in settled:
@@ -419,7 +433,8 @@ class GroupCommitter:
 
     def _release(self) -> None:
         """The store is free: on with what gathered."""
-        self._tell_watchers()
+        if self._watchers:
+            self._tell_watchers()
         if self._queue or self._line:
             self._schedule()
         else:
@@ -463,6 +478,13 @@ class GroupCommitter:
 
 def _answer(verdict: Verdict) -> Written | Exception:
     return verdict.written if isinstance(verdict, Repeated) else verdict
+
+
+def _call(told: Told, verdict: Verdict) -> None:
+    try:
+        told(verdict.written if isinstance(verdict, Repeated) else verdict)
+    except Exception as error:  # noqa: BLE001 - as when a hook raises
+        _report(told, error)
 
 
 def _fitting(batch: Sequence[_Entry]) -> int:

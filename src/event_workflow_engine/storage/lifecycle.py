@@ -210,9 +210,9 @@ class GroupedStorage(ABC):
         """Call `hook` on the loop after each batch of this process, in commit order; returns its remover."""
         return self._listeners.add_commit_hook(hook)
 
-    def add_bell(self, ring: Callable[[], None]) -> Callable[[], None]:
+    def add_bell(self, ring: Callable[[], None], *, own: bool = True) -> Callable[[], None]:
         """Call `ring` on the loop whenever anything was committed, by this process or another; returns its remover."""
-        return self._listeners.add_bell(ring)
+        return self._listeners.add_bell(ring, own=own)
 
     def set_inline_folder(self, folder: InlineFolder | None) -> None:
         """Install what folds inline projections, or remove it."""

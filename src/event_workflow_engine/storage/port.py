@@ -432,9 +432,13 @@ class Storage(Protocol):
         """Call `hook` on the loop after each batch of this process, in commit order; returns its remover."""
         ...
 
-    def add_bell(self, ring: Callable[[], None]) -> Callable[[], None]:
+    def add_bell(self, ring: Callable[[], None], *, own: bool = True) -> Callable[[], None]:
         """Call `ring` on the loop whenever anything was committed, by this process or another, and once the store was
         closed; returns its remover.
+
+        Args:
+            ring: What to call.
+            own: Also for batches of which this process's commit hooks are told.
         """
         ...
 

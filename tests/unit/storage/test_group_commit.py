@@ -272,6 +272,21 @@ async def test_hooks_and_bells_are_told_until_they_are_removed_which_may_be_twic
     assert told == ["a", "bell", "bell"]
 
 
+async def test_a_bell_for_others_rings_for_what_hooks_are_not_told_of() -> None:
+    backend, told = Backend(), list[str]()
+    remove = backend.listeners.add_bell(lambda: told.append("other"), own=False)
+    assert backend.listeners.has_bells
+    backend.listeners.add_bell(lambda: told.append("any"))
+    backend.committer.submit(unit("a"))
+    await backend.settle()
+    assert told == ["any"]
+    backend.listeners.ring()
+    assert told == ["any", "other", "any"]
+    remove()
+    backend.listeners.ring()
+    assert told == ["any", "other", "any", "any"]
+
+
 async def test_whoever_is_told_sees_what_was_told_before() -> None:
     backend, order = Backend(), list[str]()
     future = backend.committer.submit(unit("a"))

@@ -138,9 +138,9 @@ class SqliteStorage(GroupedStorage):
         if self._writer is not None:
             self._writer.folder = folder
 
-    def add_bell(self, ring: Callable[[], None]) -> Callable[[], None]:
+    def add_bell(self, ring: Callable[[], None], *, own: bool = True) -> Callable[[], None]:
         """Call `ring` on the loop whenever anything was committed, by this process or another; returns its remover."""
-        remove = super().add_bell(ring)
+        remove = super().add_bell(ring, own=own)
         self._listen()
 
         def remove_and_listen() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from event_workflow_engine.errors import VersionConflictError
-from event_workflow_engine.storage.port import Written
+from event_workflow_engine.storage.port import Row, Written
 from event_workflow_engine.testing.conformance.kit import Cases, events, unit
 
 if TYPE_CHECKING:
@@ -136,6 +136,27 @@ class CommitCases(Cases):
         count = len(rung)
         await storage.write(unit(events("a")))
         assert len(rung) == count
+
+    async def test_bells_for_others_do_not_ring_for_what_hooks_are_told_of(self, storage: Storage) -> None:
+        """But for what was there when the store was opened, maybe later; and where no hook was told, as of a claim."""
+        told: list[object] = []
+        rung: list[str] = []
+        storage.add_commit_hook(told.extend)
+        storage.add_bell(lambda: rung.append("any"))
+        remove = storage.add_bell(lambda: rung.append("other"), own=False)
+        await storage.write(unit(rows=(Row("workers", "insert", ("w",), {"incarnation": 1, "alive": 1}),)))
+        for _ in range(20):
+            await storage.write(unit(events("a")))
+        assert len(told) == 21
+        assert rung.count("any") >= 21
+        assert rung.count("other") == rung.count("any") - 21
+        before = rung.count("other")
+        await storage.perform("bury_worker", id="w", incarnation=1, beat=None, now=7)
+        assert rung.count("other") > before
+        remove()
+        before = rung.count("other")
+        await storage.perform("bury_worker", id="w", incarnation=1, beat=None, now=7)
+        assert rung.count("other") == before
 
     @pytest.mark.parametrize("writers", [1, 3, 100, 1000])
     async def test_many_writers(self, storage: Storage, writers: int) -> None:
