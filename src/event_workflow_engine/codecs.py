@@ -14,10 +14,14 @@ from event_workflow_engine.errors import DecodeError, EncodeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["JSON", "LARGEST", "Codec", "JsonCodec", "Raw", "digest"]
+__all__ = ["DEEPEST", "JSON", "LARGEST", "Codec", "JsonCodec", "Raw", "digest"]
 
 LARGEST: Final = 64 * 2**20
 """Bytes of JSON in one payload. A store takes a value of 1 GB at most, and many of a saga are written as one."""
+
+DEEPEST: Final = 500
+"""Levels of lists and objects in one payload. JSON is read by recursion, which ends at about 1,000 calls within calls,
+those of the program included: so what is written on a short stack could not be read on a longer one."""
 
 Raw = msgspec.Raw
 """JSON that was encoded before and is carried as it is."""
@@ -69,7 +73,8 @@ class JsonCodec:
     """JSON by msgspec, with Pydantic models recognised without importing Pydantic.
 
     JSON has no NaN and no infinity: a float that is one of them is an `EncodeError`, instead of a null that later fits
-    no float. So is what has more than 64 MiB, which would be refused by a store when it is too late.
+    no float. So is what has more than 64 MiB, which would be refused by a store when it is too late, and what has more
+    than 500 levels of lists and objects, which could not be read everywhere.
     """
 
     __slots__ = ("_decoders", "_encode")
@@ -91,6 +96,11 @@ class JsonCodec:
             raise EncodeError(
                 f"{what}: {len(data):,} bytes of JSON, and a payload may have {LARGEST:,}: "
                 "keep it elsewhere, a file or an object store, and put its name into the payload"
+            )
+        if len(data) > 2 * DEEPEST and _is_too_deep(data):
+            raise EncodeError(
+                f"{what}: its JSON has more than {DEEPEST} levels of lists and objects, one within the other, and "
+                "could not be read everywhere: write it flat, such as a list of nodes that name their parents"
             )
         return data
 
@@ -116,9 +126,31 @@ JSON: Final = JsonCodec()
 """The codec that the library itself uses."""
 
 
+_AS_LISTS: Final = bytes.maketrans(b"{}", b"[]")
+_NEITHER_BRACKETS_NOR_QUOTES: Final = bytes(set(range(256)) - set(b'[]{}"'))
+
+
+def _is_too_deep(data: bytes) -> bool:
+    """Whether JSON has more levels than `DEEPEST`. A loop over its bytes would cost many times what writing it did."""
+    if data.count(b"[") + data.count(b"{") <= DEEPEST:
+        return False
+    if b"\\" in data:
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Strings without brackets are gone with the first replacing, and what the others hold with every other part.
+    parts = data.translate(_AS_LISTS, _NEITHER_BRACKETS_NOR_QUOTES).replace(b'""', b"").split(b'"')
+    brackets = b"".join(parts[::2])
+    levels = 0
+    while levels + len(brackets) // 2 > DEEPEST:
+        if levels == DEEPEST:
+            return True
+        brackets = brackets.replace(b"[]", b"")  # the innermost level
+        levels += 1
+    return False
+
+
 _deterministic: Final = msgspec.json.Encoder(enc_hook=_encode_foreign, order="deterministic")
 _finite: Final = json.JSONEncoder(allow_nan=False, check_circular=False)
-_DEEPEST: Final = 50
+_WALKED: Final = 50
 
 
 def digest(value: Any, what: str) -> str:
@@ -170,7 +202,7 @@ def _shown(kind: Any) -> str:
 
 def _find_culprit(value: Any, path: str, depth: int = 0) -> tuple[str, str]:
     """Walk to the innermost part that cannot be encoded. Only runs on the way to an error."""
-    for name, part in _parts(value) if depth < _DEEPEST else ():
+    for name, part in _parts(value) if depth < _WALKED else ():
         try:
             _try_encode(part)
         except Exception:  # noqa: BLE001 - a model's hook may raise anything; each means: it is in here

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +18,8 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from event_workflow_engine.codecs import JSON, Codec, JsonCodec, Raw, digest
+from event_workflow_engine import codecs
+from event_workflow_engine.codecs import DEEPEST, JSON, Codec, JsonCodec, Raw, digest
 from event_workflow_engine.errors import DecodeError, EncodeError
 
 
@@ -190,6 +191,55 @@ def test_fuzz_damaged_json_gives_a_value_or_a_typed_error(data: st.DataObject) -
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     with suppress(DecodeError):
         JSON.decode(bytes(encoded), Order, "it")
+
+
+def levels_of(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if parts is None else 1 + max(map(levels_of, parts), default=0)
+
+
+def nested(levels: int, inner: Any = None) -> Any:
+    """Lists and objects in turn."""
+    for level in range(levels):
+        inner = [inner] if level % 2 else {"[{\\": inner}
+    return inner
+
+
+def called_within(calls: int, function: Callable[[], Any]) -> Any:
+    return function() if not calls else called_within(calls - 1, function)
+
+
+def test_what_is_written_is_read_where_the_stack_is_long() -> None:
+    value = nested(DEEPEST)
+    data = JSON.encode(value, "it")
+    assert called_within(300, lambda: JSON.decode(data, Any, "it")) == value
+
+
+@pytest.mark.parametrize("wide", [0, 1000])
+@pytest.mark.parametrize("text", ["", '"]}' * 600, "[{" * 600, "\\" * 7 + "]"])
+def test_what_is_too_deep_to_be_read_everywhere_is_not_written(wide: int, text: str) -> None:
+    inner = [text, [{}] * wide, {text: text}]
+    assert JSON.encode(nested(DEEPEST - 3, inner), "it")
+    with pytest.raises(EncodeError, match=r"^it: its JSON has more than 500 levels"):
+        JSON.encode(nested(DEEPEST - 2 + (not wide), inner), "it")
+
+
+nests = st.recursive(
+    st.text(alphabet='[]{}"\\\na') | st.none(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet='[{"\\\n'), inner, max_size=4),
+    max_leaves=30,
+)
+
+
+@given(nests, st.integers(0, 8))
+def test_fuzz_levels_are_counted_as_they_are(value: Any, deepest: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(codecs, "DEEPEST", deepest)
+        if levels_of(value) > deepest:
+            with pytest.raises(EncodeError):
+                JSON.encode(value, "it")
+        else:
+            assert JSON.encode(value, "it")
 
 
 @pytest.mark.parametrize(
