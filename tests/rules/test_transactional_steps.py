@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -22,7 +23,7 @@ from event_workflow_engine import (
     step,
     wait_for_signal,
 )
-from event_workflow_engine.errors import DefinitionError, EngineStateError
+from event_workflow_engine.errors import DefinitionError, EngineStateError, StorageError
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.testing.conformance.kit import events, unit
 
@@ -114,6 +115,21 @@ async def test_a_step_that_raises_has_written_nothing_and_has_failed(bank: Bank,
         else:
             await handle.result()
     assert await bank.accounts() == ({} if attempts == 1 else {"a": 2})
+
+
+async def test_a_step_whose_sql_ended_its_transaction_has_failed(bank: Bank) -> None:
+    """SQLite rolls back where the SQL says so, and the action may not know that nothing of it stays."""
+
+    async def act(ctx: StepContext[Any]) -> None:
+        await bank.insert(ctx, "a")
+        with suppress(StorageError):  # on PostgreSQL there is no such SQL
+            await ctx.transaction.execute(f"INSERT OR ROLLBACK INTO {bank.table} (name, cents) VALUES ('a', 1)")
+
+    saga_ = Saga("s", [SagaStep("act", act, transactional=True)])
+    async with bank.lab.engine(saga_) as engine:
+        with pytest.raises(SagaFailedError, match="DefinitionError"):
+            await engine.execute(saga_, id="s")
+    assert await bank.accounts() == {}
 
 
 async def test_its_outcome_is_failed_not_unknown_when_it_runs_out_of_time(bank: Bank) -> None:

@@ -209,7 +209,7 @@ class SqlSession(Protocol):
 
         Raises:
             StorageError: A constraint of the user's tables fails.
-            DefinitionError: The transaction was ended over the driver's connection.
+            DefinitionError: The transaction was ended over the driver's connection, or by user's SQL.
         """
         ...
 

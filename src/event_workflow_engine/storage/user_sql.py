@@ -10,19 +10,22 @@ import sqlite3
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from event_workflow_engine.errors import DefinitionError, StorageError
+from event_workflow_engine.errors import DefinitionError, StorageError, StorageUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 
     from event_workflow_engine.storage.port import Rows
 
-__all__ = ["HOLD_LIMIT_S", "SqlGuard", "bounded_hold", "rows_of", "sql_errors"]
+__all__ = ["HOLD_LIMIT_S", "UNDONE", "SqlGuard", "bounded_hold", "rows_of", "sql_errors"]
 
 _Allow = Literal["read", "write"]
 
 HOLD_LIMIT_S: Final = 10.0
 """Seconds that exclusive work may hold the store, which stands still meanwhile for every writer."""
+
+UNDONE: Final = "an error ended the transaction; all of it was undone"
+"""Of a transaction that SQLite undid by itself: some errors do that, and conflicts of SQL that says ``OR ROLLBACK``."""
 
 _READING: Final = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
@@ -64,6 +67,7 @@ class SqlGuard:
         self.connection = connection
         self._protected = frozenset(protected)
         self._allow: _Allow | None = None
+        self._ending: str | None = None  # SQL that ended its transaction by a conflict
         connection.set_authorizer(self._authorize)
 
     def read(self, sql: str, params: Mapping[str, Any]) -> sqlite3.Cursor:
@@ -81,9 +85,30 @@ class SqlGuard:
         Raises:
             DefinitionError: The SQL or its parameters are wrong, or it does what it must not.
             StorageError: A constraint of the user's tables failed.
+            StorageUnavailableError: The transaction has ended: by itself, the statement would stay.
             sqlite3.Error: The database cannot do its work.
         """
-        return self._run(sql, params, "write")
+        self.check()
+        self._ending = None
+        try:
+            return self._run(sql, params, "write")
+        except StorageError:
+            if not self.connection.in_transaction:
+                self._ending = sql
+            raise
+
+    def check(self) -> None:
+        """See that the transaction is still open.
+
+        Raises:
+            DefinitionError: User's SQL ended it.
+            StorageUnavailableError: Another error did.
+        """
+        if self.connection.in_transaction:
+            return
+        if self._ending is not None:
+            raise DefinitionError(f"{UNDONE} (SQL may not roll back by itself), in: {self._ending}")
+        raise StorageUnavailableError(UNDONE)
 
     def _run(self, sql: str, params: Mapping[str, Any], allow: _Allow) -> sqlite3.Cursor:
         self._allow = allow

@@ -248,6 +248,34 @@ async def test_exclusive_work_that_takes_too_long_is_undone(
             await storage.fetch("SELECT * FROM own", {})
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+@pytest.mark.parametrize("where", ["sqlite", "memory"])
+async def test_a_statement_that_ends_the_transaction_ends_all_of_the_work(
+    tmp_path: Path, where: str, goes_on: bool
+) -> None:
+    """Whoever catches its error and goes on writes nothing any more: neither by itself nor with the unit."""
+    async with open_storage(f"sqlite:///{tmp_path / 'a.db'}" if where == "sqlite" else "memory://") as storage:
+
+        async def prepare(session: SqlSession) -> None:
+            await session.execute("CREATE TABLE own (a UNIQUE)", {})
+            await session.execute("INSERT INTO own VALUES (1)", {})
+
+        async def work(session: SqlSession) -> None:
+            await session.execute("INSERT INTO own VALUES (2)", {})
+            with pytest.raises(StorageError, match="UNIQUE"):
+                await session.execute("INSERT OR ROLLBACK INTO own VALUES (1)", {})
+            if goes_on:
+                with pytest.raises(DefinitionError, match="ended the transaction"):
+                    await session.execute("INSERT INTO own VALUES (3)", {})
+
+        await storage.exclusive(unit("a"), prepare)
+        with pytest.raises(StorageUnavailableError, match="all of it was undone"):
+            await storage.exclusive(unit("a"), work)
+        assert await storage.fetch("SELECT a FROM own", {}) == [{"a": 1}]
+        assert await storage.head("a") == 1
+        await storage.write(unit("a"))
+
+
 async def test_a_statement_that_never_ends_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_sql, "HOLD_LIMIT_S", 0.05)
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
@@ -289,6 +317,33 @@ async def test_a_transaction_that_is_idle_keeps_the_lock_of_the_file(
         await thread.call(writer.between_jobs, True)
         assert not is_locked(lock)
     assert "checkpoint failed" not in caplog.text
+
+
+async def test_a_transaction_that_an_error_ended_keeps_the_lock_until_its_work_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is due, and room in the log: both wait."""
+    monkeypatch.setattr(checkpoints, "MANY_FRAMES", 0)
+    monkeypatch.setattr(checkpoints, "FEW_FRAMES", 0)
+    lock = tmp_path / "a.db-ewe.lock"
+    async with SqliteStorage(tmp_path / "a.db") as storage:
+        writer, thread = storage._writing
+
+        async def prepare(session: SqlSession) -> None:
+            await session.execute("CREATE TABLE own (a UNIQUE)", {})
+            await session.execute("INSERT INTO own VALUES (1)", {})
+
+        async def work(session: SqlSession) -> None:
+            with pytest.raises(StorageError):
+                await session.execute("INSERT OR ROLLBACK INTO own VALUES (1)", {})
+            await thread.call(writer.between_jobs, False)
+            assert is_locked(lock)
+
+        await storage.exclusive(unit("a"), prepare)
+        with pytest.raises(StorageUnavailableError):
+            await storage.exclusive(unit("a"), work)
+        async with SqliteStorage(tmp_path / "a.db") as other:
+            await other.write(unit("a"))
 
 
 async def test_positions_are_not_reused_when_rows_are_deleted_by_hand(tmp_path: Path) -> None:

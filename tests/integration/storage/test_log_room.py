@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.integration.storage.kit import connecting
+from tests.integration.storage.kit import connecting, unprivileged
 from tests.integration.storage.pouring import step
 
 from event_workflow_engine.storage.sqlite import SqliteStorage, checkpoints, log_room, session
@@ -108,6 +108,53 @@ def test_no_room_is_made_for_large_commits_or_beyond_where_the_log_begins_anew(t
     wanted(room)
     the_log(tmp_path, frames)
     assert wanted(room) == 0
+
+
+def test_no_room_is_made_on_a_disk_with_little_to_spare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it took would be missing when the log is moved into the database; it is looked for again at each look."""
+    room = LogRoom(str(tmp_path / "a.db"))
+    wanted(room)
+    spare = log_room.SPARE
+    monkeypatch.setattr(log_room, "SPARE", 2**62)
+    the_log(tmp_path, 12)
+    assert wanted(room) == 0
+    monkeypatch.setattr(log_room, "SPARE", spare)
+    the_log(tmp_path, 24)
+    assert wanted(room) == log_room.LEAST_FRAMES
+
+
+async def test_a_store_that_closes_wants_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its log stays, since another reads it, and has grown."""
+    path = tmp_path / "a.db"
+    async with SqliteStorage(path) as other:
+        await other.write(step("a", 0))
+        monkeypatch.setattr(log_room, "LOOK_AFTER", 1)
+        monkeypatch.setattr(log_room, "MOST_FRAMES", 1)
+        async with SqliteStorage(path):
+            await other.write(step("a", 1))
+            reader = sqlite3.connect(path, isolation_level=None)
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM units").fetchall()
+        reader.close()
+    assert not caplog.records
+
+
+async def test_a_log_that_cannot_be_looked_at_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by a process that has given up its rights since it opened the file."""
+    monkeypatch.setattr(log_room, "LOOK_AFTER", 2)
+    with unprivileged() as folder:
+        async with SqliteStorage(folder / "a.db") as storage:
+            folder.chmod(0)
+            try:
+                for version in range(10):
+                    await storage.write(step("a", version))
+            finally:
+                folder.chmod(0o700)
+    assert ["Permission denied" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_what_made_room_is_nowhere(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import weakref
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from event_workflow_engine.errors import DefinitionError, EngineStateError
+from event_workflow_engine.errors import DefinitionError, EngineStateError, StorageUnavailableError
 from event_workflow_engine.storage.lifecycle import GroupedStorage
 from event_workflow_engine.storage.liveness import ProcessLiveness
 from event_workflow_engine.storage.memory.held import MemoryHolding
@@ -15,7 +15,7 @@ from event_workflow_engine.storage.memory.queries import CLAIM_FUNCTIONS, READ_F
 from event_workflow_engine.storage.memory.state import MemoryState
 from event_workflow_engine.storage.port import Written
 from event_workflow_engine.storage.row_images import shape_of
-from event_workflow_engine.storage.user_sql import SqlGuard, rows_of
+from event_workflow_engine.storage.user_sql import UNDONE, SqlGuard, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -193,6 +193,8 @@ class _MemoryTransaction:
 
     async def commit(self, unit: Unit) -> Verdict:
         """See `ExclusiveTransaction.commit`."""
+        if not self._sql.in_transaction:
+            return StorageUnavailableError(UNDONE)
         verdict = self._state.attempt(unit)
         if isinstance(verdict, Written):
             self._sql.commit()
@@ -219,7 +221,8 @@ class _MemorySession:
         return rows_of(self._run(sql, params))
 
     async def check(self) -> None:
-        """See `SqlSession.check`: SQLite has checked what there is, statement by statement."""
+        """See `SqlSession.check`: SQLite has checked the constraints, statement by statement."""
+        self._guard.check()
 
     def _run(self, sql: str, params: Mapping[str, Any]) -> sqlite3.Cursor:
         if self.closed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,9 @@ LEAST_FRAMES: Final = 64
 MOST_FRAMES: Final = 256
 """What is made at a time at most: 1 MiB, which holds up the writer for about two milliseconds."""
 
+SPARE: Final = 67_108_864
+"""Free bytes of a disk of which none is taken for room: the checkpoint that lets the log begin anew needs some, too."""
+
 _FEW_FRAMES: Final = 8  # in a commit: room for more costs about what it saves
 _SMALL_CACHE: Final = 10  # pages: the least that SQLite keeps to
 
@@ -51,7 +55,7 @@ class LogRoom:
         """After each job: the bytes of room to make now, mostly 0.
 
         Raises:
-            OSError: The file cannot be looked at.
+            OSError: The file or its disk cannot be looked at.
         """
         self._jobs += 1
         if self._jobs < LOOK_AFTER:
@@ -65,6 +69,8 @@ class LogRoom:
         if not 0 < grown <= jobs * _FEW_FRAMES * FRAME or size >= MANY_FRAMES * FRAME:
             return 0
         room = min(max(size, LEAST_FRAMES * FRAME), MOST_FRAMES * FRAME)
+        if shutil.disk_usage(self._log.parent).free < room + SPARE:
+            return 0
         self._size += room
         return room
 

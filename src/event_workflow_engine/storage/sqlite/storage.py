@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.errors import EngineStateError, WorkflowError
 from event_workflow_engine.storage.lifecycle import GroupedStorage
 from event_workflow_engine.storage.liveness import FileLiveness, ProcessLiveness
 from event_workflow_engine.storage.sqlite.connection import connect as default_connect
@@ -257,6 +257,7 @@ class _SqliteSession:
     def __init__(self, writer: Writer, thread: JobThreads) -> None:
         self._writer = writer
         self._thread = thread
+        self._failed = False  # a statement, which may have ended the transaction
         self.closed = False
 
     async def execute(self, sql: str, params: Mapping[str, Any], /) -> int:
@@ -268,9 +269,15 @@ class _SqliteSession:
         return (await self._run(sql, params))[0]
 
     async def check(self) -> None:
-        """See `SqlSession.check`: SQLite has checked what there is, statement by statement."""
+        """See `SqlSession.check`: SQLite has checked the constraints, statement by statement."""
+        if self._failed:
+            await self._thread.call(self._writer.check_exclusive)
 
     async def _run(self, sql: str, params: Mapping[str, Any]) -> tuple[Rows, int]:
         if self.closed:
             raise EngineStateError("the transaction of this session has ended")
-        return await self._thread.call(self._writer.user_sql, sql, params)
+        try:
+            return await self._thread.call(self._writer.user_sql, sql, params)
+        except WorkflowError:
+            self._failed = True
+            raise

@@ -16,7 +16,7 @@ from event_workflow_engine.storage.sqlite.log_lookup import outcome
 from event_workflow_engine.storage.sqlite.log_room import LogRoom
 from event_workflow_engine.storage.sqlite.queries import QUERIES
 from event_workflow_engine.storage.sqlite.session import BeginError, CommitInDoubtError, WriteSession
-from event_workflow_engine.storage.user_sql import rows_of, sql_errors
+from event_workflow_engine.storage.user_sql import UNDONE, rows_of, sql_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +60,9 @@ class Writer:
         self._complained = False  # that work between jobs fails, since it last succeeded
         self._failing = False  # batches fail, and one line has said so, since one last succeeded
         self._newest = 0  # the latest Unit.at seen: the clock by which ids of units grow old
+        self._closed = False
         self._rests = False
+        self._exclusive = False  # a transaction of several jobs has not ended, though an error may have undone it
         self.folder: InlineFolder | None = None
         self.listening = False
 
@@ -69,11 +71,13 @@ class Writer:
         try:
             self._session.open(auto_upgrade=auto_upgrade)
         except Exception as error:
+            self._closed = True
             self._session.close()
             raise storage_error(error, self._path) from error
 
     def close(self) -> None:
         """Checkpoint, if nobody else has the file open, and close."""
+        self._closed = True
         try:
             with self._session.lock:
                 self._session.settle()
@@ -183,6 +187,7 @@ class Writer:
             self._session.begin()
         except Exception as error:
             raise self._typed(error) from error
+        self._exclusive = True
 
     def user_sql(self, sql: str, params: Mapping[str, Any]) -> tuple[Rows, int]:
         """Run user's SQL in the open transaction: its rows, and how many it changed."""
@@ -192,12 +197,17 @@ class Writer:
         except sqlite3.Error as error:
             raise storage_error(error, self._path) from error
 
+    def check_exclusive(self) -> None:
+        """See that the transaction is still open; raises a typed error where it is not."""
+        self._session.guard.check()
+
     def commit_exclusive(self, unit: Unit) -> Verdict:
         """Write `unit` and commit, or undo everything: where `unit` loses, and where it had landed before."""
+        self._exclusive = False
         session = self._session
         if not session.in_transaction:
             session.rollback(reopen=True)
-            return StorageUnavailableError(f"{self._path}: an error ended the transaction; all of it was undone")
+            return StorageUnavailableError(f"{self._path}: {UNDONE}")
         try:
             (verdict,) = Batch(session.connection, session.cache, self.folder, careful=True).run((unit,))
         except Exception as error:  # noqa: BLE001 - told to the one who waits
@@ -215,6 +225,7 @@ class Writer:
 
     def abort_exclusive(self) -> None:
         """Undo the open transaction."""
+        self._exclusive = False
         self._session.rollback()
 
     def interrupt(self) -> None:
@@ -255,7 +266,9 @@ class Writer:
             quiet: No job came in the time that the last call returned.
         """
         session = self._session
-        if session.in_transaction:  # it holds the lock, between two of its own jobs
+        if self._closed:
+            return None
+        if self._exclusive:  # it holds the lock, between two of its own jobs
             return _UPKEEP_S
         self._polls = self._polls + 1 if quiet else 0
         try:
@@ -288,13 +301,13 @@ class Writer:
             self._checkpoints.run(session.connection)
 
     def _make_room(self) -> None:
-        size = self._room.wanted()
-        if size:
-            try:
+        try:
+            size = self._room.wanted()
+            if size:
                 self._session.make_room(size)
-            except Exception:
-                self._room.give_up()
-                raise
+        except Exception:
+            self._room.give_up()
+            raise
 
 
 def _distrusted(error: BaseException) -> bool:
