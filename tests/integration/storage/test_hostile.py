@@ -21,8 +21,10 @@ from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage import open_storage, user_sql
 from event_workflow_engine.storage.port import Row, Unit, Written
 from event_workflow_engine.storage.sqlite import SqliteStorage, checkpoints
+from event_workflow_engine.testing.disk import FaultyDisk
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
     from pathlib import Path
 
@@ -344,6 +346,24 @@ async def test_a_transaction_that_an_error_ended_keeps_the_lock_until_its_work_e
             await storage.exclusive(unit("a"), work)
         async with SqliteStorage(tmp_path / "a.db") as other:
             await other.write(unit("a"))
+
+
+async def test_a_process_that_goes_to_another_folder_keeps_its_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random
+) -> None:
+    """A relative path begins where the process was when it named it, also for connections that are opened later."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with FaultyDisk("a.db", rng) as disk:
+        async with SqliteStorage("a.db") as storage:
+            await storage.write(unit("a"))
+            monkeypatch.chdir(tmp_path / "other")
+            assert await storage.head("a") == 1
+            disk.fail("sync")  # the writer opens another, too
+            await storage.write(unit("a"))
+            assert disk.failed
+            assert await storage.head("a") == 2
+    assert names_in(tmp_path / "other") == set()
 
 
 async def test_positions_are_not_reused_when_rows_are_deleted_by_hand(tmp_path: Path) -> None:

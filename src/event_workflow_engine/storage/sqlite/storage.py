@@ -51,7 +51,7 @@ class SqliteStorage(GroupedStorage):
         connect: Connect = default_connect,
     ) -> None:
         super().__init__(url if url is not None else f"sqlite:///{path}")
-        self.path = str(path)
+        self.path = str(Path(path).absolute())  # the process may go to another folder
         self._auto_upgrade = auto_upgrade
         self._connect = connect
         self._writer: Writer | None = None
