@@ -148,9 +148,9 @@ class WriteSession:
         Raises:
             sqlite3.Error: The disk is full or fails.
         """
-        if self._connection is None or not self._settled:
-            return
         with self.lock:
+            if self._connection is None or not self._settled:
+                return
             try:
                 make_room(self._connection, size)
             except sqlite3.Error:
