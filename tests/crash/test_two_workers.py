@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -29,6 +30,15 @@ def start_worker(place: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def stop_between_jobs(worker: subprocess.Popen[str], path: Path) -> None:
+    """While it holds neither lock of the file: with them it would stop everybody."""
+    with Path(f"{path}-ewe.turn").open("r+") as turn, Path(f"{path}-ewe.lock").open("r+") as lock:
+        for file in (turn, lock):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        os.kill(worker.pid, signal.SIGSTOP)
+        os.waitpid(worker.pid, os.WUNTRACED)  # until it stands
 
 
 @pytest.mark.timeout(60)
@@ -73,7 +83,7 @@ async def test_rule_12_a_worker_that_is_only_stopped_keeps_its_sagas(tmp_path: P
     try:
         while json.loads(worker.stdout.readline())["held"] < 10:
             pass
-        os.kill(worker.pid, signal.SIGSTOP)
+        stop_between_jobs(worker, tmp_path / "s.db")
         async with open_storage(f"sqlite:///{tmp_path}/s.db") as storage:
             engine = WorkflowEngine(storage)
             engine.register(hold)
