@@ -203,3 +203,16 @@ async def test_a_disk_that_has_none_to_spare_is_told_of_and_not_asked_again(
             assert len(await storage.read_log()) == 5
     assert len(made) == 1
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["between two jobs"]
+
+
+def test_no_room_is_waited_for_while_another_program_writes(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with closing(open_writer(str(path), connecting(lambda _: None, timeout=3600))) as connection:
+        use_wal(connection, str(path))
+        migrate(connection, str(path), auto_upgrade=True)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            before = size_of(path)
+            make_room(connection, 50 * FRAME)
+            assert size_of(path) == before
+        assert connection.execute("PRAGMA busy_timeout").fetchone() == (3_600_000,)

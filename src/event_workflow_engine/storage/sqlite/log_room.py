@@ -83,18 +83,25 @@ def make_room(connection: sqlite3.Connection, size: int) -> None:
     """Have SQLite write `size` bytes behind the log's last commit, and take them back. The caller holds the lock.
 
     They are what a transaction too large for memory leaves when it is undone: no reader and no recovery looks at them,
-    and the next commit overwrites them. Nothing is synced; the next commit does that.
+    and the next commit overwrites them. Nothing is synced; the next commit does that. While a program writes that does
+    not take our lock, none is made.
 
     Raises:
         sqlite3.Error: The disk is full or fails; the log is as it was, and perhaps longer.
     """
     (cache,) = connection.execute("PRAGMA cache_size").fetchone()
+    (patience,) = connection.execute("PRAGMA busy_timeout").fetchone()
     connection.execute(f"PRAGMA cache_size = {_SMALL_CACHE:d}")
+    connection.execute("PRAGMA busy_timeout = 0")
     try:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(QUERIES["make_log_longer"].sql, {"size": size})
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
     finally:
         if connection.in_transaction:  # some errors of SQLite end it unasked
             connection.execute("ROLLBACK")
         with suppress(sqlite3.Error):
+            connection.execute(f"PRAGMA busy_timeout = {patience:d}")
             connection.execute(f"PRAGMA cache_size = {cache:d}")
