@@ -34,9 +34,12 @@ from event_workflow_engine.timers import Alarms
 from event_workflow_engine.workers import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from event_workflow_engine.runner.balance import Tolerance
     from event_workflow_engine.saga import Saga
     from event_workflow_engine.storage.port import Storage
+    from event_workflow_engine.waits import Wait
 
 __all__ = ["WorkflowEngine"]
 
@@ -349,8 +352,19 @@ class WorkflowEngine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no action, compensation or write of a saga is under way in this process."""
+        """Whether no action, compensation or write of a saga is under way in this process.
+
+        A step that waits for a child saga is not under way; what the child does is.
+        """
         return self._keeper.is_idle
+
+    def children_of(self, saga_id: str) -> Mapping[str, str]:
+        """The ids of the child sagas whose ends a saga waits for in this process, by its steps."""
+        return self._keeper.children.of(saga_id)
+
+    def waits_here(self, saga_id: str) -> Sequence[Wait]:
+        """What a saga in this process's memory waits for, but for steps: the store knows only of those that are not."""
+        return self._keeper.waits_here(saga_id)
 
     # -- what handles and the scheduler use --------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.journal import Journal
 
-__all__ = ["Wait", "kept_waits", "read_waits", "said"]
+__all__ = ["Wait", "kept_waits", "open_waits", "read_waits", "said"]
 
 _MOST: Final = 8
 """A saga may wait for thousands of things at once; its row tells so many, those that come first."""
@@ -82,10 +82,26 @@ def kept_waits(journal: Journal, timers: Iterable[str], signals: Iterable[tuple[
         timers: Those that its body waits for, a signal's own among them.
         signals: Those that it waits for, each with the timer that ends the wait.
     """
-    forward = journal.state is WorkflowState.RUNNING
-    if journal.ended or not (forward or journal.state is WorkflowState.COMPENSATING):
+    waits = _open(journal, timers, signals)
+    if not waits:
         return None
+    kept = waits[:_MOST]
+    if len(waits) > _MOST:
+        kept.append(_Kept("more", "", len(waits) - _MOST, None))
+    return msgspec.json.encode(kept).decode()
+
+
+def open_waits(journal: Journal, timers: Iterable[str], signals: Iterable[tuple[str, str | None]]) -> list[Wait]:
+    """The same, all of it, of a saga in memory. What runs of it is not in there."""
+    return _read(_open(journal, timers, signals))
+
+
+def _open(journal: Journal, timers: Iterable[str], signals: Iterable[tuple[str, str | None]]) -> list[_Kept]:
+    """In the order of their times."""
+    forward = journal.state is WorkflowState.RUNNING
     waits: list[_Kept] = []
+    if journal.ended or not (forward or journal.state is WorkflowState.COMPENSATING):
+        return waits
     limits = set()
     for name, timer in signals:
         limits.add(timer)
@@ -96,18 +112,8 @@ def kept_waits(journal: Journal, timers: Iterable[str], signals: Iterable[tuple[
         waits.append(_Kept("undo" if journal.failing else "attempt", step, attempt + 1, due))
     if journal.deadline is not None and not journal.deadline_passed and not journal.failing:
         waits.append(_Kept("deadline", "", None, journal.deadline))
-    return _packed(waits)
-
-
-def _packed(waits: list[_Kept]) -> str | None:
-    """The first of them, in the order of their times, as text."""
-    if not waits:
-        return None
     waits.sort(key=lambda wait: (wait.at is None, wait.at or 0))
-    kept = waits[:_MOST]
-    if len(waits) > _MOST:
-        kept.append(_Kept("more", "", len(waits) - _MOST, None))
-    return msgspec.json.encode(kept).decode()
+    return waits
 
 
 def read_waits(row: Mapping[str, Any]) -> list[Wait]:
@@ -116,6 +122,10 @@ def read_waits(row: Mapping[str, Any]) -> list[Wait]:
         kept = msgspec.json.decode(row["waits_for"] or "[]", type=list[_Kept])
     except msgspec.DecodeError:
         return []
+    return _read(kept)
+
+
+def _read(kept: Iterable[_Kept]) -> list[Wait]:
     return [Wait(one.kind, one.name, one.number, None if one.at is None else from_micros(one.at)) for one in kept]
 
 

@@ -19,6 +19,7 @@ from event_workflow_engine.journal import Journal
 from event_workflow_engine.outcomes import Outcome
 from event_workflow_engine.runner import attempts, keeper, resume, rollback
 from event_workflow_engine.runner.body import BodyScript
+from event_workflow_engine.runner.children import Children
 from event_workflow_engine.runner.definitions import Definitions
 from event_workflow_engine.runner.mail import Mail
 from event_workflow_engine.runner.pen import Pen
@@ -376,12 +377,12 @@ def sagas_that_stand_are_not_looked_at_when_code_comes(patch: pytest.MonkeyPatch
 
 @planted
 def a_child_begins_anew_with_each_attempt(patch: pytest.MonkeyPatch) -> None:
-    end_of_child = keeper.SagaKeeper._end_of_child
+    end_of = Children._end_of
 
     async def another(self: Any, saga: Any, value: Any, _: str) -> Any:
-        return await end_of_child(self, saga, value, uuid7())
+        return await end_of(self, saga, value, uuid7())
 
-    patch.setattr(keeper.SagaKeeper, "_end_of_child", another)
+    patch.setattr(Children, "_end_of", another)
 
 
 @planted
@@ -489,10 +490,10 @@ def a_failed_claim_is_not_made_again(patch: pytest.MonkeyPatch) -> None:
 @planted_in_a_call
 def a_parent_fails_when_the_store_does_not_answer(patch: pytest.MonkeyPatch) -> None:
     async def impatient(self: Any, saga: Any, value: Any, child: str) -> Any:
-        await self.start_saga(saga, value, child)
-        return await self.ends.wait(child, saga)
+        await self._start(saga, value, child)
+        return await self._ends.wait(child, saga)
 
-    patch.setattr(keeper.SagaKeeper, "_end_of_child", impatient)
+    patch.setattr(Children, "_end_of", impatient)
 
 
 @planted_in_a_call

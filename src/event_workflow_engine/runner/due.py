@@ -8,12 +8,16 @@ from event_workflow_engine import history as h
 from event_workflow_engine.journal import DEADLINE
 from event_workflow_engine.planner import earliest_wake
 from event_workflow_engine.state_machine import WorkflowState
-from event_workflow_engine.waits import kept_waits
+from event_workflow_engine.waits import kept_waits, open_waits
 
 if TYPE_CHECKING:
-    from event_workflow_engine.runner.run import SagaRun
+    from collections.abc import Iterable
 
-__all__ = ["fire_due", "next_wake", "what_it_waits_for"]
+    from event_workflow_engine.journal import Journal
+    from event_workflow_engine.runner.run import SagaRun
+    from event_workflow_engine.waits import Wait
+
+__all__ = ["fire_due", "next_wake", "waits_in_memory", "what_it_waits_for"]
 
 
 def next_wake(run: SagaRun) -> int | None:
@@ -30,10 +34,17 @@ def next_wake(run: SagaRun) -> int | None:
 
 def what_it_waits_for(run: SagaRun) -> str | None:
     """What the saga's row says of that while it is out of memory."""
+    return kept_waits(*_awaited(run))
+
+
+def waits_in_memory(run: SagaRun) -> list[Wait]:
+    """What it waits for, but for what runs of it."""
+    return open_waits(*_awaited(run))
+
+
+def _awaited(run: SagaRun) -> tuple[Journal, Iterable[str], Iterable[tuple[str, str | None]]]:
     script = run.script
-    if script is None:
-        return kept_waits(run.journal, (), ())
-    return kept_waits(run.journal, script.awaited_timers, script.awaited_signals)
+    return (run.journal, (), ()) if script is None else (run.journal, script.awaited_timers, script.awaited_signals)
 
 
 def fire_due(run: SagaRun) -> None:

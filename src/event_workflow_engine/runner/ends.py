@@ -15,7 +15,7 @@ from event_workflow_engine.runner.conclusion import conclude, ended_as
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from event_workflow_engine.runner.definitions import Definitions
     from event_workflow_engine.runner.kit import Kit
@@ -133,8 +133,18 @@ class Ends:
             if row["ended_at"] is not None or row["state"] == WorkflowState.NEEDS_INTERVENTION.value:
                 self.reached(row["id"], None)
 
-    async def wait(self, saga_id: str, saga: Saga[Any, Any] | None) -> Any:
+    async def wait(
+        self,
+        saga_id: str,
+        saga: Saga[Any, Any] | None,
+        waits: Callable[[asyncio.Future[SagaRun | None]], None] | None = None,
+    ) -> Any:
         """The result of a saga, wherever it runs.
+
+        Args:
+            saga_id: Its id.
+            saga: Types its result.
+            waits: Called where it has not ended, before it is waited for, with what is done when it has.
 
         Raises:
             SagaNotFoundError: There is none.
@@ -147,6 +157,8 @@ class Ends:
                 row = await self._row(saga_id)
                 if row["ended_at"] is not None or row["state"] == WorkflowState.NEEDS_INTERVENTION.value:
                     return await self._read(row, saga)
+            if waits is not None:
+                waits(waiter)
             return await self.conclusion(await waiter, saga_id, saga)
         finally:
             self.forget(saga_id, waiter)

@@ -12,6 +12,7 @@ from event_workflow_engine.storage.tables import GIVEN
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from event_workflow_engine.runner.children import Children
     from event_workflow_engine.runner.run import SagaRun
     from event_workflow_engine.storage.port import Unit
 
@@ -26,6 +27,7 @@ async def leave(
     runs: Mapping[str, SagaRun],
     acting: Iterable[SagaRun],
     drop: Callable[[SagaRun], None],
+    children: Children,
     timeout: float,  # noqa: ASYNC109 - code is asked to end
 ) -> None:
     """Let the actions of sagas end that begin nothing more, and hand all over.
@@ -38,15 +40,16 @@ async def leave(
         acting: Those that were lost from it, such as where the store failed, while code of theirs goes on. In the store
             they may still be this worker's.
         drop: Takes one out of them.
+        children: Tells which steps only wait for child sagas: one that sleeps would take all the time there is.
         timeout: Seconds for what runs; behind them async code is cancelled.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     while runs and (left := deadline - loop.time()) > 0:
-        busy = [future for run in runs.values() for future in run.acting_on]
+        busy = [future for run in runs.values() for future in children.acting_on(run)]
         if not busy:
             break
-        await asyncio.wait(busy, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*busy, children.next_wait()], timeout=left, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.sleep(0)
     await _hand_over([run for run in runs.values() if not threads(run)], drop)
     while held := {run.saga_id: ended for run in (*runs.values(), *acting) if (ended := threads(run))}:

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from event_workflow_engine.callables import CallInfo
 from event_workflow_engine.clock import seconds
-from event_workflow_engine.context import StepResults, present_saga
 from event_workflow_engine.errors import (
     DecodeError,
     EngineStateError,
@@ -27,14 +25,15 @@ from event_workflow_engine.runner.acting import Acting
 from event_workflow_engine.runner.admission import Admission
 from event_workflow_engine.runner.balance import Tolerance
 from event_workflow_engine.runner.balancing import Balancer
+from event_workflow_engine.runner.children import Children
 from event_workflow_engine.runner.codeless import CodeWatch
+from event_workflow_engine.runner.due import waits_in_memory
 from event_workflow_engine.runner.ends import Ends, log_undone
 from event_workflow_engine.runner.handover import frees, leave
 from event_workflow_engine.runner.leaving import threads
 from event_workflow_engine.runner.resume import resume
 from event_workflow_engine.runner.run import SagaRun
 from event_workflow_engine.runner.starting import new_saga, same_or_conflict, taken_key
-from event_workflow_engine.saga import Saga, StepSpec
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Row, Unit
 
@@ -46,8 +45,10 @@ if TYPE_CHECKING:
     from event_workflow_engine.runner.definitions import Definitions
     from event_workflow_engine.runner.kit import Kit
     from event_workflow_engine.runner.starting import NewSaga
+    from event_workflow_engine.saga import Saga, StepSpec
     from event_workflow_engine.storage.port import Record, WorkerRef, Written
     from event_workflow_engine.timers import Alarm
+    from event_workflow_engine.waits import Wait
 
 __all__ = ["SagaKeeper"]
 
@@ -81,6 +82,7 @@ class SagaKeeper:
         self._locks = SagaLocks()
         self._acting = Acting(self._locks)
         self.ends = Ends(definitions, self._runs)
+        self.children = Children(definitions, self.ends, self.start_saga)
         self._tasks: set[asyncio.Task[None]] = set()
         self._claimer: asyncio.Task[None] | None = None
         self._due = asyncio.Event()
@@ -136,7 +138,8 @@ class SagaKeeper:
             await self._stop_claiming()
             for run in self._runs.values():
                 run.draining = True
-            await leave(self._runs, self._acting, self._drop, seconds(self._config.shutdown_timeout))
+            timeout = seconds(self._config.shutdown_timeout)
+            await leave(self._runs, self._acting, self._drop, self.children, timeout)
         finally:
             self.left_behind = any(threads(run) for run in (*self._runs.values(), *self._acting))
             for run in list(self._runs.values()):
@@ -146,6 +149,7 @@ class SagaKeeper:
             for remove in self._removers:
                 remove()
             self.ends.stop()
+            self.children.stop()
             if self._due_alarm is not None:  # of this life's: the next life's would wait for one that never rings
                 self._due_alarm.cancel()
                 self._due_alarm = None
@@ -229,35 +233,8 @@ class SagaKeeper:
         self.ends.look()
 
     def child_step(self, saga: Saga[Any, Any], value: Any, saga_id: str | None, step: str) -> StepSpec:
-        """See `Host.child_step`: the child's id is fixed by its parent and step, so it starts once."""
-        self._definitions.resolve(saga)
-
-        async def run_child() -> Any:
-            parent = present_saga()
-            child_id = saga_id if saga_id is not None else f"{parent.saga_id if parent else ''}/{step}"
-            result = await self._end_of_child(saga, value, child_id)
-            return dict(result) if isinstance(result, StepResults) else result
-
-        # A declarative child's results go into its parent's journal by name.
-        kind = saga.output_type if saga.fn is not None else dict[str, Any]
-        info = CallInfo(is_async=True, result_type=kind)
-        return StepSpec(
-            name=step,
-            action=run_child,
-            info=info,
-        )
-
-    async def _end_of_child(self, saga: Saga[Any, Any], value: Any, child_id: str) -> Any:
-        """A child's result. What the store or the engine's end comes between is no failure of the child."""
-        while True:
-            try:
-                await self.start_saga(saga, value, child_id)
-                return await self.ends.wait(child_id, saga)
-            except StorageError as error:
-                _log.warning("child saga %s: the store did not answer, trying again: %s", child_id, error)
-                await asyncio.sleep(_BACK_OFF_S)
-            except EngineStateError:
-                await asyncio.Event().wait()  # the engine is left: the parent is handed over, and this cut off
+        """See `Host.child_step`."""
+        return self.children.step(saga, value, saga_id, step)
 
     # -- what runs tell ----------------------------------------------------------------------------------------------
 
@@ -387,8 +364,17 @@ class SagaKeeper:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no code of a saga and no unit is under way, and nothing waits to be claimed."""
-        return not self._due.is_set() and not self._claiming and not any(run.acting_on for run in self._runs.values())
+        """Whether no code of a saga and no unit is under way, and nothing waits to be claimed.
+
+        Who waits for a child is no code that is under way: the child may be.
+        """
+        busy = any(self.children.acting_on(run) for run in self._runs.values())
+        return not self._due.is_set() and not self._claiming and not busy
+
+    def waits_here(self, saga_id: str) -> list[Wait]:
+        """What a saga in memory waits for, but for steps; empty where it is not in memory."""
+        run = self._runs.get(saga_id)
+        return [] if run is None or run.closed else waits_in_memory(run)
 
     def poke(self) -> None:
         """Sagas may have become free: claim what there is room for."""

@@ -51,6 +51,7 @@ class CrashingEngine(WorkflowEngine):
             clock=clock,
             is_calm=lambda _: is_calm(self, observed),
             config=dataclasses.replace(config, worker=False),
+            running=self,
         )
         self._around: AsyncExitStack | None = None
 

@@ -39,6 +39,7 @@ In = TypeVar("In")
 
 _ID: Final = "given"
 _ANY: Final[Any] = object()
+_ALL: Final = 1_000_000
 
 
 @overload
@@ -180,8 +181,14 @@ class SagaScenario:
             raise DefinitionError(f"given({saga.name!r}, …): a saga has one input at most, not {len(past)}")
         self._saga = saga
         self._input = past[0] if past else None
+        self._children: tuple[Saga[Any, Any], ...] = ()
         self._fakes = StepFaker()
         self._events: list[Callable[[SagaHandle[Any], VirtualClock], Awaitable[Any]]] = []
+
+    def registering(self, *sagas: Saga[Any, Any]) -> SagaScenario:
+        """Register further sagas: the children that it runs, and theirs."""
+        self._children += sagas
+        return self
 
     def faking(self, fn: Callable[..., Any], fake: Fake) -> SagaScenario:
         """Have a fake stand in for an action or compensation.
@@ -230,7 +237,8 @@ class SagaScenario:
             undone: The steps whose effects were undone; the same.
 
         Raises:
-            AssertionError: Something is otherwise; of a saga that has not ended it says what it waits for.
+            AssertionError: Something is otherwise; of a saga that has not ended it says what it waits for, and where
+                that is a child, what the child waits for.
         """
         async with self._run() as (engine, handle, effects):
             status = await handle.status()
@@ -246,14 +254,19 @@ class SagaScenario:
             for what, steps, expected in zip(("stand", "are undone"), found, (standing, undone), strict=True):
                 _expect(expected is None or steps == list(expected), f"{steps} {what}, expected {list(expected or ())}")
             await effects.check(engine)
-            await self._warn_of_unused(handle)
+            await self._warn_of_unused(engine)
 
-    async def _warn_of_unused(self, handle: SagaHandle[Any]) -> None:
+    async def _warn_of_unused(self, engine: WorkflowEngine) -> None:
         """Where nobody could tell before which functions the saga has: a declared one's were looked at in `faking`."""
         if self._saga.fn is None:
             return
-        started = [event.data for event in await handle.history() if isinstance(event.data, StepStarted)]
-        undoing = [self._saga.find_compensation(fact.undo.name) for fact in started if fact.undo is not None]
+        undoing: list[Callable[..., Any] | None] = []
+        for one in (self._saga, *self._children):
+            undoing += [spec.compensation.fn for spec in one.specs.values() if spec.compensation is not None]
+            for row in await engine.storage.query("sagas_page", state=None, saga=one.name, after="", limit=_ALL):
+                facts = [event.data for event in await engine.handle(row["id"]).history()]
+                named = [fact.undo.name for fact in facts if isinstance(fact, StepStarted) and fact.undo is not None]
+                undoing += [one.find_compensation(name) for name in named]
         self._fakes.warn_of_unused(but=undoing)
 
     @asynccontextmanager
@@ -264,7 +277,7 @@ class SagaScenario:
             engine = WatchedEngine(observed, clock=clock, is_calm=lambda made: is_calm(made, observed))
             engine.intercept(effects.around(self._fakes.find))
             clock.settle = partial(settle, engine, observed)
-            engine.register(self._saga)
+            engine.register(self._saga, *self._children)
             async with engine:
                 handle = await engine.start(self._saga, self._input, id=_ID)
                 await clock.settle()
@@ -287,7 +300,7 @@ async def _has_ended(engine: WorkflowEngine, handle: SagaHandle[Any]) -> bool:
 async def _why(engine: WorkflowEngine, handle: SagaHandle[Any]) -> str:
     """How it comes: why it has ended, or what keeps it from its end."""
     if not await _has_ended(engine, handle):
-        return f": it {await waits_in_words(handle)}"
+        return f": it {await waits_in_words(engine, handle.id)}"
     try:
         await handle.result()
     except SagaFailedError as error:

@@ -12,16 +12,15 @@ from event_workflow_engine.config import EngineConfig
 from event_workflow_engine.engine import WorkflowEngine
 from event_workflow_engine.errors import WorkflowError
 from event_workflow_engine.ids import uuid7
-from event_workflow_engine.testing.telling import last_errors, told
+from event_workflow_engine.testing.telling import look_at
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
     from datetime import datetime, timedelta
 
-    from event_workflow_engine.handle import SagaHandle
     from event_workflow_engine.saga import Saga
     from event_workflow_engine.testing.clock import VirtualClock
-    from event_workflow_engine.waits import Wait
+    from event_workflow_engine.testing.telling import Waiting
 
 __all__ = ["StandstillError", "WatchedEngine"]
 
@@ -29,8 +28,6 @@ _LOOKS: Final = 8
 """Within the clock's patience. Looks are counted, not time: a loop that is blocked, or a debugger, is no standstill."""
 _WITH_OTHERS: Final = 10
 """So many times as patient where a task of the test is there that may be about to move the clock."""
-_UNDER_WAY: Final = frozenset(("step", "compensation", "worker", "code", "queue", "resume", "decision"))
-"""What goes on, or waits for something else than a time."""
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 _EVENT_WAIT: Final = asyncio.Event.wait.__code__
 
@@ -58,15 +55,13 @@ class _Vigil:
     Args:
         clock: The clock of it all.
         is_calm: Whether nothing is under way in the engine, nor to its store and back.
-        handle: That of a saga.
+        engine: That which runs the sagas.
     """
 
-    def __init__(
-        self, clock: VirtualClock, is_calm: Callable[[], bool], handle: Callable[[str], SagaHandle[Any]]
-    ) -> None:
+    def __init__(self, clock: VirtualClock, is_calm: Callable[[], bool], engine: WorkflowEngine) -> None:
         self._clock = clock
         self._is_calm = is_calm
-        self._handle = handle
+        self._engine = engine
         self._waiting: set[_Waiting] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._telling: asyncio.Task[None] | None = None
@@ -108,16 +103,17 @@ class _Vigil:
 
     def _look(self) -> None:
         self._timer = None
-        if not self._is_calm() or self._clock.is_advancing or self._advances != self._clock.advances:
-            self._calm = 0
-        else:
-            self._calm += 1
+        self._calm = self._calm + 1 if self._stands() else 0
         self._advances = self._clock.advances
         if self._calm > _LOOKS * (_WITH_OTHERS if self._are_others() else 1):
             self._calm = 0
             self._telling = asyncio.create_task(self._tell(), name="ewe-standstill")
         else:
             self._look_later()
+
+    def _stands(self) -> bool:
+        """Whether nothing moves, nor has moved the clock since the last look."""
+        return self._is_calm() and not self._clock.is_advancing and self._advances == self._clock.advances
 
     def _are_others(self) -> bool:
         """Whether there are tasks that neither wait here nor are the library's own."""
@@ -127,15 +123,13 @@ class _Vigil:
     async def _tell(self) -> None:
         for waiting in list(self._waiting):
             try:
-                handle = self._handle(waiting.saga_id)
-                waits, history = await handle.waits_for(), await handle.history()
+                found = await look_at(self._engine, waiting.saga_id)
             except WorkflowError:  # it is in its start, say, and who waits for it will be told
                 continue
-            due = _due(waits, self._clock.now())
-            if due is None or self._advances != self._clock.advances or waiting not in self._waiting:
+            due = _due(found, self._clock.now())
+            if due is None or not self._stands() or waiting not in self._waiting:
                 continue
-            words = told(waits, last_errors(event.data for event in history))
-            waiting.why = _why(waiting.saga_id, words, self._clock.now(), due)
+            waiting.why = _why(waiting.saga_id, found.in_words(), self._clock.now(), due)
             waiting.limit.reschedule(asyncio.get_running_loop().time())
         self._telling = None
         if self._waiting:
@@ -150,6 +144,7 @@ class WatchedEngine(WorkflowEngine):
         clock: The clock; its ``patience`` says how soon.
         is_calm: Whether nothing is under way there, nor to the store and back.
         config: See `EngineConfig`.
+        running: The engine that runs the sagas, where it is another one.
     """
 
     def __init__(
@@ -159,9 +154,10 @@ class WatchedEngine(WorkflowEngine):
         clock: VirtualClock,
         is_calm: Callable[[WorkflowEngine], bool],
         config: EngineConfig | None = None,
+        running: WorkflowEngine | None = None,
     ) -> None:
         super().__init__(storage, clock=clock, config=config or EngineConfig())
-        self._vigil = _Vigil(clock, lambda: is_calm(self), self.handle)
+        self._vigil = _Vigil(clock, lambda: is_calm(self), self if running is None else running)
 
     async def execute(
         self,
@@ -183,16 +179,17 @@ class WatchedEngine(WorkflowEngine):
 
 
 def _is_own(task: asyncio.Task[Any]) -> bool:
-    code = getattr(task.get_coro(), "cr_code", None)
-    return code is not None and (code is _EVENT_WAIT or code.co_filename.startswith(_PACKAGE))
+    coro = task.get_coro()
+    code = getattr(coro, "cr_code", None)
+    if code is None:  # a step's, which waits for a child: while another one acts, nobody is told anything
+        return type(coro).__module__.startswith(f"{__package__.partition('.')[0]}.")
+    return code is _EVENT_WAIT or code.co_filename.startswith(_PACKAGE)
 
 
-def _due(waits: Sequence[Wait], now: datetime) -> datetime | None:
+def _due(found: Waiting, now: datetime) -> datetime | None:
     """When the saga would go on by itself; ``None``: there is no such time, or it does not wait for it alone."""
-    times = [wait.at for wait in waits if wait.at is not None]
-    if not times or min(times) <= now or any(wait.kind in _UNDER_WAY for wait in waits):
-        return None
-    return min(times)
+    first = None if found.is_under_way() else found.first()
+    return None if first is None or first <= now else first
 
 
 def _why(saga_id: str, waits: str, now: datetime, due: datetime) -> str:

@@ -182,7 +182,7 @@ async def test_a_saga_that_runs_a_step_is_told_with_the_step(engine: WorkflowEng
     engine.register(declared)
     handle = await engine.start(declared)
     await inside.wait()
-    assert await waits_in_words(handle) == "runs step 'busy'"
+    assert await waits_in_words(engine, handle.id) == "runs step 'busy'"
     out.set()
     await handle.result()
 

@@ -5,26 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.testing_kit.watching import Watched
 
 from event_workflow_engine import RetryPolicy, Saga, SagaStep, Signal, saga, sleep, step, wait_for_signal
 from event_workflow_engine.errors import SagaFailedError
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.port import Unit
 from event_workflow_engine.testing import StandstillError, VirtualClock, fail_times
-from event_workflow_engine.testing.observed import ObservedStorage
-from event_workflow_engine.testing.settling import is_calm, settle
-from event_workflow_engine.testing.standstill import WatchedEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
-    from typing import Any
+    from collections.abc import AsyncIterator
 
     from event_workflow_engine import WorkflowEngine
-    from event_workflow_engine.storage.port import Storage
     from event_workflow_engine.testing import StepFaker
 
 PAID = Signal("paid", int)
@@ -62,44 +57,10 @@ def clock(clock: VirtualClock) -> VirtualClock:
     return clock
 
 
-class Watched:
-    """An engine that is looked at each few milliseconds, with the looks counted."""
-
-    def __init__(self, storage: Storage) -> None:
-        self.clock = VirtualClock()
-        self.clock.patience = 0.05
-        self.looks = 0
-        self._at: dict[int, Callable[[], object]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
-        observed = ObservedStorage(storage)
-        self.engine = WatchedEngine(observed, clock=self.clock, is_calm=lambda made: self._look(made, observed))
-        self.clock.settle = partial(settle, self.engine, observed)
-        self.engine.register(nap, gift)
-
-    def _look(self, made: WorkflowEngine, observed: ObservedStorage) -> bool:
-        self.looks += 1
-        self._at.pop(self.looks, lambda: None)()
-        return is_calm(made, observed)
-
-    def at_look(self, number: int, callback: Callable[[], object]) -> None:
-        self._at[number] = callback
-
-    async def looked(self, number: int) -> None:
-        reached = asyncio.Event()
-        self.at_look(number, reached.set)
-        await reached.wait()
-
-    def later(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.create_task(work))
-
-    async def rest(self) -> None:
-        await asyncio.gather(*self._tasks)
-
-
 @pytest.fixture
 async def watched() -> AsyncIterator[Watched]:
     async with open_storage("memory://") as storage:
-        made = Watched(storage)
+        made = Watched(storage, nap, gift)
         async with made.engine:
             yield made
             await made.rest()
