@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from event_workflow_engine import EngineConfig, Saga, SagaStep, StepContext, WorkflowEngine
+from event_workflow_engine.errors import StorageUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,3 +195,34 @@ async def test_rule_04_what_comes_up_while_an_engine_is_left_begins_elsewhere(la
         await left
         await stays.handle("o-1", one).result(timeout=10)
     assert RAN == {"first": 1, "second": 1, "behind": 1}
+
+
+@pytest.mark.parametrize("lands", [True, False])
+async def test_rule_10_who_starts_a_saga_is_told_though_the_engine_is_left_meanwhile(lab: Lab, *, lands: bool) -> None:
+    """The first unit is on its way when the saga leaves memory, for the engine waits no longer."""
+    slow = Slow(lab.storage)
+    leaving = WorkflowEngine(slow, config=EngineConfig(shutdown_timeout=0))  # type: ignore[arg-type]
+    leaving.register(hangs)
+    async with lab.engine(hangs) as stays:
+        await leaving.__aenter__()
+        slow.holds = True
+        start = asyncio.create_task(leaving.start(hangs, id="h-1"))
+        await slow.has_some.wait()
+        (run,) = leaving._keeper._runs.values()
+        left = asyncio.create_task(leaving.__aexit__(None, None, None))
+        async with asyncio.timeout(10):
+            while not run.closed:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+        if lands:
+            slow.let_go()
+            assert (await asyncio.wait_for(start, 10)).id == "h-1"
+            RAN["hang"] = 1  # it does not hang again
+            await left
+            assert (await stays.handle("h-1", hangs).result(timeout=10))["hang"] == "done"
+        else:
+            ((_, told),) = slow.held
+            told(StorageUnavailableError("lost"))
+            with pytest.raises(StorageUnavailableError, match="lost"):
+                await asyncio.wait_for(start, 10)
+            await left
+            assert await lab.storage.get("sagas", ("h-1",)) is None

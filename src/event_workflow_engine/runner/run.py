@@ -123,8 +123,7 @@ class SagaRun:
         self._aboard = 0  # so many of them, from the first, go with the unit in flight
         self._alarm: Alarm | None = None
         self.waits_for_mail = False
-        self._landing: asyncio.Future[None] | None = None
-        """Made for who waits for the unit in flight."""
+        self._landing: asyncio.Future[None] | None = None  # made for who waits for the unit in flight
 
     @property
     def mail(self) -> Mail:
@@ -417,15 +416,17 @@ class SagaRun:
         if self._landing is not None:
             self._landing.set_result(None)
             self._landing = None
+        if self.accepted is not None and (lost is None or self.closed):  # else it is told with what comes of the loss
+            accepted, self.accepted = self.accepted, None
+            if lost is not None and not accepted.done():
+                accepted.set_exception(lost)
+            elif not accepted.done():
+                accepted.set_result(None)
         if self.closed:
             return
         if lost is not None:
             self._not_written(facts, lost)
             return
-        if self.accepted is not None:
-            accepted, self.accepted = self.accepted, None
-            if not accepted.done():
-                accepted.set_result(None)
         if self.journal.ended and not self._facts:  # its end may wait for the next unit
             self.evict()
             self.kit.host.run_ended(self)
