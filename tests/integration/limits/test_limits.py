@@ -29,7 +29,7 @@ from event_workflow_engine import (
     saga,
     sleep,
 )
-from event_workflow_engine.codecs import LARGEST
+from event_workflow_engine.codecs import DEEPEST, LARGEST
 from event_workflow_engine.errors import DefinitionError, EncodeError
 from event_workflow_engine.history import StepUnknown
 from event_workflow_engine.runner.pen import LONG_HISTORY
@@ -88,13 +88,13 @@ async def test_what_is_larger_than_a_payload_may_be_is_refused_before_it_is_writ
     assert await storage.head("large-1") == 0
 
 
-@pytest.mark.parametrize("depth", [900, 10_000])
+@pytest.mark.parametrize("depth", [DEEPEST, DEEPEST + 1, 900, 10_000])
 async def test_what_is_too_deep_is_refused_and_what_is_not_is_read_back(storage: Storage, depth: int) -> None:
     value: list[Any] = []
-    for _ in range(depth):
+    for _ in range(depth - 1):
         value = [value]
     async with WorkflowEngine(storage) as engine:
-        if depth == 900:
+        if depth <= DEEPEST:
             await engine.store.append("deep-1", NewEvent("limits-deep", value))
             (found,) = [str(one.data) async for one in engine.store.read("deep-1")]
             assert found == str(value)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +9,6 @@ from event_workflow_engine.errors import DefinitionError
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.memory import MemoryStorage
 from event_workflow_engine.storage.sqlite import SqliteStorage
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
 def test_a_path_is_what_stands_behind_three_slashes(url: str, path: str) -> None:
     storage = open_storage(url)
     assert isinstance(storage, SqliteStorage)
-    assert (storage.path, storage.url) == (path, url)
+    assert (storage.path, storage.url) == (str(Path(path).absolute()), url)
 
 
 def test_memory() -> None:
