@@ -111,6 +111,8 @@ class Step:
             OutsideSagaError: Not called in the body of a saga function.
             DefinitionError: An option or function is wrong, or the compensation could not be found again by name.
         """
+        if type(fn) is FunctionType and fn.__closure__ is None and not (options or compensation):
+            return runtime("step()").step(fn, args, _plain(fn, len(args)), None)
         return _requested(fn, args, compensation, options, transactional=False)
 
     def in_transaction(
@@ -147,8 +149,6 @@ def _requested(
     fn: Any, args: tuple[Any, ...], compensation: Any, options: _Options, *, transactional: bool
 ) -> Coroutine[Any, Any, Any]:
     present = runtime("step()")
-    if type(fn) is FunctionType and fn.__closure__ is None and not (options or compensation or transactional):
-        return present.step(fn, args, _plain(fn, len(args)), None)
     if isinstance(fn, Saga):
         raise DefinitionError(f"step({fn!r}): a saga within a saga is run by run_saga(saga, input)")
     given, key = _checked(fn, options) if options else (options, None)

@@ -263,8 +263,8 @@ class BodyScript:
                 raise DefinitionError(f"saga {self._saga.name!r}: step key {key!r} is used twice; keys must be unique")
             self._names[key] = 1
             return key
-        path = self._loop.current_path()
-        base = f"{path}/{name}" if path else name
+        present = self._loop.present
+        base = f"{present.path}/{name}" if present is not None and present.path else name
         count = self._names[base] = self._names.get(base, 0) + 1
         return base if count == 1 else f"{base}#{count}"
 

@@ -91,7 +91,7 @@ class _Watched(Coroutine[Any, Any, Any]):
     """A task's coroutine, which may only wait for futures of its own loop.
 
     Attributes:
-        path: The task's.
+        path: The task's: ``""`` for the body itself, ``"2.1"`` for a child of a child.
         children: How many tasks it has made.
     """
 
@@ -204,10 +204,6 @@ class SagaLoop(_Base):  # type: ignore[misc]
                     self.call_exception_handler({"message": f"{call.callback!r} raised", "exception": error})
         self._note(NonDeterminismError("the body of the saga function spins: it runs on and on without ever waiting"))
         ready.clear()
-
-    def current_path(self) -> str:
-        """The path of the body's task that runs now: ``""`` for the body itself, ``"2.1"`` for a child of a child."""
-        return "" if self.present is None else self.present.path
 
     def evict(self) -> None:
         """End every task with `SagaEvicted`, now, and leave nothing to the garbage collector.

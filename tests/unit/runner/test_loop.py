@@ -35,7 +35,7 @@ class Player:
         self.loop.pump()
 
     def step(self, name: str) -> Coroutine[Any, Any, str]:
-        base = f"{self.loop.current_path()}/{name}"
+        base = f"{'' if self.loop.present is None else self.loop.present.path}/{name}"
         self._names[base] = self._names.get(base, 0) + 1
         return self._step(f"{base}#{self._names[base]}")
 

@@ -23,7 +23,7 @@ __all__ = ["LogRoom", "make_room"]
 FRAME: Final = 4096 + 24
 """Bytes of a page in the log, and of what stands before it."""
 
-LOOK_AFTER: Final = 8
+LOOK_AFTER: Final = 4
 """Jobs between two looks at the file."""
 
 LEAST_FRAMES: Final = 64
