@@ -482,7 +482,7 @@ def _answer(verdict: Verdict) -> Written | Exception:
 
 def _call(told: Told, verdict: Verdict) -> None:
     try:
-        told(verdict.written if isinstance(verdict, Repeated) else verdict)
+        told(_answer(verdict))
     except Exception as error:  # noqa: BLE001 - as when a hook raises
         _report(told, error)
 
