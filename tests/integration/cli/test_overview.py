@@ -153,7 +153,7 @@ def test_a_glance_tells_workers_queues_projections_and_what_waits_for_people(emp
     assert (found["dead_letters"], found["refused"], found["staged"], found["parked_events"]) == (1, 1, 0, 0)
     assert found["sagas_by_state"] == {"PENDING": 1}
     out = " ".join(empty("db", "status").out.split())
-    for said in ("schema version 3", "worker none is alive", "queue payments paused, 1 waiting", "dead letters 1",
+    for said in ("schema version 4", "worker none is alive", "queue payments paused, 1 waiting", "dead letters 1",
                  "projection cli-counts async v1, ", "staged and refused (ewe db staged) 1"):  # fmt: skip
         assert said in out, said
 
@@ -201,7 +201,7 @@ def fill(connection: sqlite3.Connection, size: int) -> None:
     rows = [(n, f"s{n}") for n in range(1, size + 1)]
     connection.executemany("INSERT OR IGNORE INTO streams VALUES (?, ?, 1, ?)", [(n, name, n) for n, name in rows])
     connection.executemany(
-        "INSERT OR IGNORE INTO events VALUES (?, ?, 1, 1, 0, 0, ?, 't', 1, '{}', '', 1)",
+        "INSERT OR IGNORE INTO events VALUES (?, ?, 1, 1, 0, 0, ?, 't', 1, '{}', '', 1, 2)",
         [(n, n, f"e{n}") for n, _ in rows],
     )
     connection.executemany(

@@ -42,7 +42,8 @@ TYPES = ["x", "y", "x+y"]
 WORKERS = ["w1", "w2"]
 SAGAS = ["s1", "s2", "s3"]
 
-ids = st.sampled_from([f"id-{n}" for n in range(40)])
+# Of the form of ids that grow with time, and near that of the units: in order, unless they come later than a larger one.
+ids = st.sampled_from([f"00000000-{n:04x}" for n in range(40)])
 records = st.builds(
     NewRecord, ids, st.sampled_from(TYPES), st.sampled_from([b"1", b"2"]), count=st.sampled_from([1, 1, 1, 2, 40])
 )

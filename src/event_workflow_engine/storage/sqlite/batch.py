@@ -15,7 +15,6 @@ from event_workflow_engine.storage.sqlite.row_changes import StoredRows
 from event_workflow_engine.storage.sqlite.statements import (
     HEADS,
     ID_PLACE,
-    INSERT_RECORDS,
     INSERT_STREAMS,
     INSERT_UNITS,
     MOVE_STREAMS,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.group_commit import Verdict
     from event_workflow_engine.storage.judging.caches import Head, StoreCache
     from event_workflow_engine.storage.port import InlineFolder, NewRecord, Unit
+    from event_workflow_engine.storage.sqlite.id_order import IdOrder
 
 __all__ = ["Batch"]
 
@@ -41,6 +41,7 @@ class Batch(Judge):
     Args:
         connection: Inside of a write transaction, with the store's lock.
         cache: What is known of the store; the batch changes it, so it must be cleared if the transaction fails.
+        order: Where the order of ids stands; likewise.
         folder: Folds inline projections.
         careful: Look all ids up before judging. Without, an id that is stored already fails the whole batch with
             `sqlite3.IntegrityError`.
@@ -50,11 +51,18 @@ class Batch(Judge):
     layout: ClassVar[RecordLayout] = RecordLayout(RECORD_WIDTH, ID_PLACE)
 
     def __init__(
-        self, connection: sqlite3.Connection, cache: StoreCache, folder: InlineFolder | None, *, careful: bool = False
+        self,
+        connection: sqlite3.Connection,
+        cache: StoreCache,
+        order: IdOrder,
+        folder: InlineFolder | None,
+        *,
+        careful: bool = False,
     ) -> None:
         self._stored = StoredRows(connection, cache.rows)
         super().__init__(cache, folder, self._stored, StoredIds(connection), careful=careful)
         self._connection = connection
+        self._order = order
 
     def run(self, units: Sequence[Unit]) -> list[Verdict]:
         """Judge `units` in order and write those that won. The transaction stays open.
@@ -66,7 +74,7 @@ class Batch(Judge):
         """
         verdicts = self._judge_all(units)
         if self._records:
-            INSERT_RECORDS.execute(self._connection, self._records)
+            self._order.insert(self._connection, self._records)
             self._move_streams()
         if self._unit_ids:
             INSERT_UNITS.execute(self._connection, self._unit_ids)
@@ -124,7 +132,7 @@ class Batch(Judge):
             # A bytearray is bound as it is; sqlite3 looks for an adapter for bytes, at twice the price.
             records += (
                 position, number, version, count, part, before, record.id, record.type, record.schema,
-                bytearray(record.data), bytearray(metadata) if metadata else _NO_METADATA, at,
+                bytearray(record.data), bytearray(metadata) if metadata else _NO_METADATA, at, None,
             )  # fmt: skip
             before = position
             part = place + 1
@@ -135,7 +143,7 @@ class Batch(Judge):
         names = {head[0]: stream for stream, head in moved.items()}
         records: list[Record] = []
         for start in range(mark, len(self._records), RECORD_WIDTH):
-            position, number, version, count, _, _, record_id, kind, schema, data, metadata, at = self._records[
+            position, number, version, count, _, _, record_id, kind, schema, data, metadata, at, _ = self._records[
                 start : start + RECORD_WIDTH
             ]
             record = Record(

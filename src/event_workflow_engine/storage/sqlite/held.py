@@ -12,11 +12,11 @@ from event_workflow_engine.storage.port import EVENTS, EVENTS_BY_STREAM, UNITS
 from event_workflow_engine.storage.row_images import shape_of
 from event_workflow_engine.storage.sqlite.connection import open_writer
 from event_workflow_engine.storage.sqlite.errors import storage_error
+from event_workflow_engine.storage.sqlite.id_order import IdOrder
 from event_workflow_engine.storage.sqlite.locks import StoreLock
 from event_workflow_engine.storage.sqlite.queries import QUERIES
 from event_workflow_engine.storage.sqlite.statements import (
     HEADS,
-    INSERT_RECORDS,
     INSERT_STREAMS,
     INSERT_UNITS,
     MOVE_STREAMS,
@@ -143,6 +143,7 @@ class _HeldFile:
         self._lock: StoreLock | None = None
         self._opened: sqlite3.Connection | None = None
         self._last_stream = 0
+        self._order = IdOrder()
 
     def begin(self) -> None:
         self._lock = StoreLock(self._path)
@@ -151,6 +152,7 @@ class _HeldFile:
             self._opened = open_writer(self._path, self._connect)
             self._opened.execute("BEGIN IMMEDIATE")
             (self._last_stream,) = self._opened.execute(QUERIES["last_stream"].sql).fetchone()
+            self._order.load(self._opened)
         except BaseException:
             self.close()
             raise
@@ -239,9 +241,9 @@ class _HeldFile:
                     f"{self._path}: version {version} of stream {stream!r}, at position {position}, does not follow "
                     f"its version {head}, at position {before}: what is copied is damaged"
                 )
-            records += (position, number, version, count, part, before, *kept)
+            records += (position, number, version, count, part, before, *kept, None)
             heads[stream] = (number, version, position)
-        INSERT_RECORDS.execute(self._connection, records)
+        self._order.insert(self._connection, records)
         new: list[Any] = []
         moved: list[Any] = []
         for stream in streams:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from event_workflow_engine.storage.judging.landed import landed_from
 from event_workflow_engine.storage.port import Written
 from event_workflow_engine.storage.sqlite.queries import QUERIES
-from event_workflow_engine.storage.sqlite.statements import KNOWN_RECORDS, KNOWN_UNITS
+from event_workflow_engine.storage.sqlite.statements import KNOWN_IN_ORDER, KNOWN_LOOSE, KNOWN_UNITS
 
 if TYPE_CHECKING:
     import sqlite3
@@ -34,7 +34,8 @@ class StoredIds:
             records += ids
             if not ids:
                 row_units.append(unit.id)
-        known.records.update(row[0] for row in KNOWN_RECORDS.fetch(self._connection, records))
+        for statement in (KNOWN_LOOSE, KNOWN_IN_ORDER):
+            known.records.update(row[0] for row in statement.fetch(self._connection, records))
         known.row_units.update(row[0] for row in KNOWN_UNITS.fetch(self._connection, row_units))
 
     def landed(self, unit_id: str) -> LandedUnit | None:

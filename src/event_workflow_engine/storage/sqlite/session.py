@@ -10,6 +10,7 @@ from event_workflow_engine.errors import StorageUnavailableError
 from event_workflow_engine.storage.judging.caches import StoreCache
 from event_workflow_engine.storage.sqlite.checkpoints import settle
 from event_workflow_engine.storage.sqlite.connection import look_at, open_writer, use_wal
+from event_workflow_engine.storage.sqlite.id_order import IdOrder
 from event_workflow_engine.storage.sqlite.locks import StoreLock
 from event_workflow_engine.storage.sqlite.log_room import make_room
 from event_workflow_engine.storage.sqlite.migrate import check_known, migrate
@@ -38,6 +39,7 @@ class WriteSession:
 
     Attributes:
         cache: What is known of the store inside of a transaction.
+        order: Where the order of its ids stands, when the cache knows the last position.
         foreign_commits: Whether other processes' commits were met; reset by who tells of them.
     """
 
@@ -50,6 +52,7 @@ class WriteSession:
         self._data_version: int | None = None
         self._settled = False  # all that is seen in the file is on the disk below it
         self.cache = StoreCache()
+        self.order = IdOrder()
         self.foreign_commits = False
 
     def open(self, *, auto_upgrade: bool) -> None:
@@ -122,6 +125,7 @@ class WriteSession:
             if self.cache.position is None:
                 (self.cache.position,) = self.connection.execute(QUERIES["last_position"].sql).fetchone()
                 (self.cache.last_stream,) = self.connection.execute(QUERIES["last_stream"].sql).fetchone()
+                self.order.load(self.connection)
         except BaseException as error:
             self.rollback(reopen=True)
             raise BeginError from error

@@ -22,12 +22,16 @@ __all__ = [
     "INSERT_RECORDS",
     "INSERT_STREAMS",
     "INSERT_UNITS",
-    "KNOWN_RECORDS",
+    "KNOWN_IN_ORDER",
+    "KNOWN_LOOSE",
     "KNOWN_UNITS",
     "MOVE_STREAMS",
+    "ORDER_PLACE",
     "OWN_TABLES",
+    "POSITION_PLACE",
     "RECORD_WIDTH",
     "TABLE_SQL",
+    "TIME_PLACE",
     "Chunked",
     "TableSql",
 ]
@@ -87,10 +91,13 @@ class Chunked:
 
 _RECORD_COLUMNS: Final = (
     "position", "stream", "version", "count", "part", "before",
-    "id", "type", "schema", "data", "metadata", "recorded_at",
+    "id", "type", "schema", "data", "metadata", "recorded_at", "id_order",
 )  # fmt: skip
 RECORD_WIDTH: Final = len(_RECORD_COLUMNS)
+POSITION_PLACE: Final = _RECORD_COLUMNS.index("position")
 ID_PLACE: Final = _RECORD_COLUMNS.index("id")
+TIME_PLACE: Final = _RECORD_COLUMNS.index("recorded_at")
+ORDER_PLACE: Final = _RECORD_COLUMNS.index("id_order")
 
 OWN_TABLES: Final = frozenset({"events", "streams", "units", "positions_floor", "schema_migrations", *SHAPES})
 """All tables of the store itself."""
@@ -110,7 +117,21 @@ HEADS: Final = Chunked(
     1,
     ") SELECT name, number, version, position FROM asked CROSS JOIN streams USING (name)",
 )
-KNOWN_RECORDS: Final = Chunked("WITH asked(id) AS (VALUES ", 1, ") SELECT id FROM asked CROSS JOIN events USING (id)")
+KNOWN_LOOSE: Final = Chunked(
+    "WITH asked(id) AS (VALUES ",
+    1,
+    ") SELECT e.id FROM asked CROSS JOIN events AS e INDEXED BY events_loose ON e.id = asked.id AND e.id_order = 2",
+)
+KNOWN_IN_ORDER: Final = Chunked(
+    # Behind each landmark that is next below one that is asked for.
+    "WITH asked(id) AS (VALUES ",
+    1,
+    "), landmarks(position) AS (SELECT DISTINCT (SELECT l.position FROM events AS l INDEXED BY events_landmarks "
+    "WHERE l.id_order = 1 AND l.id <= asked.id ORDER BY l.id DESC LIMIT 1) FROM asked) "
+    "SELECT e.id FROM landmarks CROSS JOIN events AS e "
+    "ON e.position >= landmarks.position AND e.position < landmarks.position + 64 "
+    "WHERE e.id_order < 2 AND e.id IN (SELECT id FROM asked)",
+)
 KNOWN_UNITS: Final = Chunked("WITH asked(id) AS (VALUES ", 1, ") SELECT id FROM asked CROSS JOIN units USING (id)")
 
 

@@ -106,7 +106,7 @@ class Writer:
         session = self._session
         session.begin()
         try:
-            verdicts = Batch(session.connection, session.cache, self.folder, careful=careful).run(units)
+            verdicts = Batch(session.connection, session.cache, session.order, self.folder, careful=careful).run(units)
         except BaseException as error:
             session.rollback(reopen=_distrusted(error))
             raise
@@ -209,7 +209,7 @@ class Writer:
             session.rollback(reopen=True)
             return StorageUnavailableError(f"{self._path}: {UNDONE}")
         try:
-            (verdict,) = Batch(session.connection, session.cache, self.folder, careful=True).run((unit,))
+            (verdict,) = Batch(session.connection, session.cache, session.order, self.folder, careful=True).run((unit,))
         except Exception as error:  # noqa: BLE001 - told to the one who waits
             session.rollback(reopen=_distrusted(error))
             return self._typed(error)

@@ -86,7 +86,13 @@ LIMIT :limit;
 
 -- name: unit_start
 -- Where the record of that id stands, and whether it is the first of its unit (part 0).
-SELECT position, part FROM events WHERE id = :id;
+SELECT position, part FROM events INDEXED BY events_loose WHERE id = :id AND id_order = 2
+UNION ALL
+SELECT e.position, e.part
+FROM (SELECT position FROM events INDEXED BY events_landmarks WHERE id_order = 1 AND id <= :id ORDER BY id DESC LIMIT 1)
+     AS landmark
+CROSS JOIN events AS e ON e.position >= landmark.position AND e.position < landmark.position + 64
+WHERE e.id = :id AND e.id_order < 2;
 
 -- name: unit_records
 -- From a unit's first record on; the reader stops at the next unit's (part 0).
@@ -113,6 +119,20 @@ LIMIT :limit;
 -- name: last_stream
 -- The largest number that a stream has.
 SELECT coalesce(max(number), 0) FROM streams;
+
+-- name: id_order
+-- The first landmark's id, the last id in order, and the last landmark's position: nulls where there is none.
+SELECT (SELECT id FROM events INDEXED BY events_landmarks WHERE id_order = 1 ORDER BY id LIMIT 1),
+       (SELECT e.id FROM events AS e
+        WHERE e.position >= landmark.position AND e.position < landmark.position + 64 AND e.id_order < 2
+        ORDER BY e.position DESC LIMIT 1),
+       landmark.position
+FROM (SELECT 1) LEFT JOIN
+     (SELECT position FROM events INDEXED BY events_landmarks WHERE id_order = 1 ORDER BY id DESC LIMIT 1) AS landmark;
+
+-- name: loose_from
+-- The first loose id that is :id or above it.
+SELECT id FROM events INDEXED BY events_loose WHERE id_order = 2 AND id >= :id ORDER BY id LIMIT 1;
 
 -- name: estimates
 -- By the last of each: exact as long as nothing was deleted.
