@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from inspect import isawaitable
@@ -29,6 +29,7 @@ from event_workflow_engine.storage.port import Append, Row, Unit
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from event_workflow_engine.serialization import EventSerializer
     from event_workflow_engine.snapshots import SnapshotManager
     from event_workflow_engine.storage.port import NewRecord
 
@@ -184,7 +185,7 @@ class CommandBus:
         decided = route.handler(aggregate, command)
         if isawaitable(decided):
             decided = await decided
-        events = [] if decided is None else self._store.serializer.listed(_drained(decided))
+        events = drained(self._store.serializer, decided)
         if not events:
             return await self._nothing(claim, stream_of(route.aggregate, key), aggregate.version)
         records, payloads = store.prepare(events, None if claim is None else {"causation_id": claim.id})
@@ -261,9 +262,11 @@ class _Claim(msgspec.Struct, frozen=True):
         return Row("commands", "insert", (self.id,), values)
 
 
-def _drained(decided: Any) -> Any:
-    """The events of a handler that yields them; anything else as it is."""
-    return list(decided) if isinstance(decided, Iterator) else decided
+def drained(serializer: EventSerializer, decided: Any) -> Sequence[Any]:
+    """What a handler decided: one event, several, some that it yields, or ``None``."""
+    if decided is None:
+        return ()
+    return serializer.listed(list(decided) if isinstance(decided, Iterator) else decided)
 
 
 def _digest(command: Any, command_id: str) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from event_workflow_engine.clock import Duration
+
 __all__ = ["VirtualClock"]
 
 _START: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -73,19 +75,17 @@ class VirtualClock:
         heapq.heappush(self._sleepers, (when, next(self._order), woken))
         await woken
 
-    async def advance(self, by: timedelta | None = None, /, **parts: Any) -> None:
+    async def advance(self, by: Duration | None = None, /, **parts: Any) -> None:
         """Move the clock, waking each sleeper at its time, in order; what a woken one sets up on the way is included.
 
         Args:
-            by: How far.
+            by: How far; seconds or timedelta.
             parts: Or as `timedelta`'s parts: ``days=3``.
 
         Raises:
-            ValueError: It is no `timedelta`, or below zero: this clock goes on only.
+            ValueError: It is no length of time, or below zero: this clock goes on only.
         """
-        length: Any = timedelta(**parts) if by is None else by
-        if not isinstance(length, timedelta) or length < timedelta():
-            raise ValueError(f"advance({length!r}): a timedelta from zero, or its parts as in advance(days=3)")
+        length = _length(timedelta(**parts) if by is None else by)
         until = self._now + length
         self.advances += 1
         self._advancing += 1
@@ -107,6 +107,17 @@ class VirtualClock:
             await self.settle()
         self._now = until
         await self.settle()
+
+
+def _length(by: Any) -> timedelta:
+    by_seconds = isinstance(by, (int, float)) and not isinstance(by, bool)
+    try:
+        length: Any = timedelta(seconds=by) if by_seconds else by
+    except (ValueError, OverflowError):  # not a number, or more than a timedelta holds
+        length = None
+    if not isinstance(length, timedelta) or length < timedelta():
+        raise ValueError(f"advance({by!r}): seconds or a timedelta, from zero, or its parts as in advance(days=3)")
+    return length
 
 
 async def _turn() -> None:

@@ -13,6 +13,7 @@ from event_workflow_engine.context import CompensationContext, current_step
 from event_workflow_engine.errors import DefinitionError, OutcomeUnknownError
 from event_workflow_engine.outcomes import Outcome
 from event_workflow_engine.state_machine import WorkflowState
+from event_workflow_engine.testing.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,9 @@ class Effects:
         file: Where to keep it, for a process that is killed: one that is made on the file of another goes on with it,
             behind a crash. By default in memory.
 
+    Attributes:
+        threads: Where the plain functions among them are called.
+
     Example:
         >>> from event_workflow_engine import Saga, SagaStep, WorkflowEngine
         >>> async def charge() -> str:
@@ -99,6 +103,7 @@ class Effects:
         self._transactional: set[str] = set()  # keys of steps that are not in it
         self._life = 0
         self._file = file
+        self.threads = Threads()
         if file is not None and file.exists():
             for line in file.read_bytes().splitlines():
                 self._enter(msgspec.json.decode(line, type=_Line))
@@ -138,7 +143,7 @@ class Effects:
                 if _is_transactional(context) and context.idempotency_key not in self._transactional:
                     self._note("transactional", context)
                 if context.idempotency_key in self._transactional:
-                    return await _call(called, args)
+                    return await self._call(called, args)
                 if isinstance(context, CompensationContext):
                     return await self._undo(context, called, args)
                 return await self._do(context, called, args)
@@ -150,7 +155,7 @@ class Effects:
     async def _do(self, context: StepContext[Any], fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         self._note("begun", context)
         try:
-            value = await _call(fn, args)
+            value = await self._call(fn, args)
         except _MAYBE:
             self._note("maybe", context)
             raise
@@ -159,9 +164,15 @@ class Effects:
 
     async def _undo(self, context: CompensationContext[Any, Any], fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         self._note("undoing", context, context.outcome)
-        value = await _call(fn, args)
+        value = await self._call(fn, args)
         self._note("undone", context)
         return value
+
+    async def _call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if inspect.iscoroutinefunction(fn):
+            return await fn(*args)
+        value = await self.threads.call(fn, args)
+        return await value if inspect.isawaitable(value) else value
 
     def _note(self, what: _What, context: StepContext[Any], outcome: Outcome = Outcome.SUCCEEDED) -> None:
         self._write(_Line(what, context.idempotency_key, context.saga_id, context.step, outcome))
@@ -246,10 +257,3 @@ def _is_transactional(context: StepContext[Any]) -> bool:
         return context.transaction is not None
     except DefinitionError:
         return False
-
-
-async def _call(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    if inspect.iscoroutinefunction(fn):
-        return await fn(*args)
-    value = await asyncio.to_thread(fn, *args)
-    return await value if inspect.isawaitable(value) else value

@@ -140,7 +140,7 @@ if async_fixture is not None:
                 else CrashingEngine(storage, observed, clock=clock, on_crash=present.crash(effects))
             )
             made.intercept(effects.around(fake_step.find))
-            clock.settle = partial(settle, made, observed)
+            clock.settle = partial(settle, made, observed, effects.threads)
             if kill is not None:
                 await bury(storage, clock)
                 observed.arm()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 from event_workflow_engine.aggregates import Aggregate, stream_of
 from event_workflow_engine.callables import called
+from event_workflow_engine.commands import drained
 from event_workflow_engine.engine import WorkflowEngine
 from event_workflow_engine.errors import DefinitionError, SagaFailedError
 from event_workflow_engine.history import StepStarted
@@ -98,7 +99,8 @@ class AggregateScenario(Generic[A]):
         """Have something decided.
 
         Args:
-            decide: Called with the aggregate and `args`; returns events, or an awaitable of them. A command's handler.
+            decide: Called with the aggregate and `args`. Decides as a command's handler does: returns an event,
+                several, or ``None``; or an awaitable of that.
             args: The command, say.
         """
         self._decide, self._args = decide, args
@@ -139,7 +141,7 @@ class AggregateScenario(Generic[A]):
             decided = self._decide(aggregate, *self._args)
             if inspect.isawaitable(decided):
                 decided = await decided
-            events = list(decided)
+            events = drained(engine.store.serializer, decided)
             if not events:
                 return []
             await repository.save(aggregate, events)
@@ -276,7 +278,7 @@ class SagaScenario:
             observed = ObservedStorage(storage)
             engine = WatchedEngine(observed, clock=clock, is_calm=lambda made: is_calm(made, observed))
             engine.intercept(effects.around(self._fakes.find))
-            clock.settle = partial(settle, engine, observed)
+            clock.settle = partial(settle, engine, observed, effects.threads)
             engine.register(self._saga, *self._children)
             async with engine:
                 handle = await engine.start(self._saga, self._input, id=_ID)

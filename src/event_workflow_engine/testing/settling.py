@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from event_workflow_engine.engine import WorkflowEngine
     from event_workflow_engine.testing.observed import ObservedStorage
+    from event_workflow_engine.testing.threads import Threads
 
 __all__ = ["is_calm", "settle"]
 
@@ -20,17 +21,21 @@ def is_calm(engine: WorkflowEngine, observed: ObservedStorage) -> bool:
     return engine.is_idle and not observed.in_flight
 
 
-async def settle(engine: WorkflowEngine, observed: ObservedStorage) -> None:
+async def settle(engine: WorkflowEngine, observed: ObservedStorage, threads: Threads | None = None) -> None:
     """Wait for what is on its way to the store and back, then until nothing of a saga is under way.
 
-    An action that runs is waited for only as long as it does something in the loop: it may wait for the clock itself.
+    A plain function in one of the threads is waited for. An async action is only as long as it does something in the
+    loop: it may wait for the clock itself.
     """
-    for _ in range(_ROUNDS):
-        await _turn()
-        while observed.in_flight:
-            await observed.quiet()
+    while True:
+        for _ in range(_ROUNDS):
             await _turn()
-        if engine.is_idle:
+            while observed.in_flight:
+                await observed.quiet()
+                await _turn()
+            if engine.is_idle:
+                return
+        if threads is None or not await threads.one_returned():
             return
 
 

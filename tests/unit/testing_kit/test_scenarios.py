@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,10 @@ from event_workflow_engine.testing import UnusedFakeWarning, VirtualClock, given
 from event_workflow_engine.testing.telling import waits_in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from event_workflow_engine import WorkflowEngine
+    from event_workflow_engine.testing import Effects
     from event_workflow_engine.testing.scenarios import SagaScenario
 
 
@@ -230,10 +234,80 @@ async def test_a_fake_that_a_saga_function_never_comes_to_is_told() -> None:
         await given(gift, "a").faking(free, returns()).then(WorkflowState.RUNNING)
 
 
-@pytest.mark.parametrize("by", [5, timedelta(seconds=-1)])
+@pytest.mark.parametrize("by", [-5, float("nan"), float("inf"), True, "5", timedelta(seconds=-1)])
 async def test_a_virtual_clock_goes_on_only(by: Any) -> None:
     clock = VirtualClock()
     before = clock.now()
-    with pytest.raises(ValueError, match="a timedelta from zero"):
+    with pytest.raises(ValueError, match="seconds or a timedelta, from zero"):
         await clock.advance(by)
     assert clock.now() == before
+
+
+async def test_a_virtual_clock_goes_by_seconds_as_by_a_timedelta() -> None:
+    clock = VirtualClock()
+    before = clock.now()
+    await clock.advance(1.5)
+    await clock.advance(timedelta(seconds=1))
+    assert clock.now() == before + timedelta(seconds=2.5)
+
+
+def deposit_one(_: Account, cents: int) -> Deposited:
+    return Deposited("a", cents)
+
+
+async def deposit_later(_: Account, cents: int) -> Deposited:
+    return Deposited("a", cents)
+
+
+def deposit_each(_: Account, *cents: int) -> Iterator[Deposited]:
+    for each in cents:
+        yield Deposited("a", each)
+
+
+def deposit_nothing(_: Account) -> None: ...
+
+
+async def test_what_is_decided_is_all_that_a_commands_handler_may_decide() -> None:
+    await given(Account).when(deposit_one, 3).then(Deposited("a", 3))
+    await given(Account).when(deposit_later, 3).then(Deposited("a", 3))
+    await given(Account).when(deposit_each, 3, 4).then(Deposited("a", 3), Deposited("a", 4))
+    await given(Account).when(deposit_nothing).then()
+
+
+RELEASED = threading.Event()
+
+
+def wait_for_the_release(_: str) -> bool:
+    return RELEASED.wait(timeout=60)
+
+
+@saga("released")
+async def released(what: str) -> bool:
+    waited = await step(wait_for_the_release, what)
+    await sleep(timedelta(days=1))
+    return waited
+
+
+async def test_a_plain_function_in_a_thread_is_waited_for() -> None:
+    RELEASED.clear()
+    # Later than the loop has been turned for all that needs no thread.
+    asyncio.get_running_loop().call_later(0.1, RELEASED.set)
+    await given(released, "a").passes(days=1).then(WorkflowState.COMPLETED, result=True)
+
+
+async def test_a_plain_function_that_waits_for_the_test_holds_its_clock_up_once(
+    engine: WorkflowEngine, clock: VirtualClock, effects: Effects
+) -> None:
+    RELEASED.clear()
+    effects.threads.patience = 0.2
+    engine.register(released)
+    handle = await engine.start(released, "a")
+    try:
+        before = asyncio.get_running_loop().time()
+        for _ in range(50):
+            await clock.advance(seconds=1)
+        assert asyncio.get_running_loop().time() - before < 50 * effects.threads.patience
+    finally:
+        RELEASED.set()
+    await clock.advance(days=1)
+    assert await handle.result()
