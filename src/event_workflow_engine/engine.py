@@ -20,6 +20,7 @@ from event_workflow_engine.event_bus import EventBus
 from event_workflow_engine.event_store import EventStore
 from event_workflow_engine.handle import SagaHandle
 from event_workflow_engine.ids import uuid7
+from event_workflow_engine.loops import require_loop
 from event_workflow_engine.projections import ProjectionManager
 from event_workflow_engine.queues import Queueing, Queues
 from event_workflow_engine.refusals import Refusals
@@ -113,6 +114,7 @@ class WorkflowEngine:
         self.scheduler = WorkflowScheduler(self._storage, clock=self._clock)
         self._keeper = SagaKeeper(self._definitions, config, self.queues, self.scheduler.look_for_slots)
         self._open: AsyncExitStack | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._intercept: Interceptor | None = None
         self.store = EventStore(self._storage, clock=self._clock)
         self.bus = EventBus()
@@ -129,13 +131,14 @@ class WorkflowEngine:
         """Open the store, resume what is under way, and begin to accept.
 
         Raises:
-            EngineStateError: It is entered already.
+            EngineStateError: It is entered already, or was on an event loop that has ended.
             StorageError: The store cannot be opened; the message says what to do.
         """
         if self._open is not None:
+            self._require_loop()
             raise EngineStateError("the engine is entered already; one engine is entered once at a time")
         async with AsyncExitStack() as stack:
-            self._open = stack
+            self._open, self._loop = stack, asyncio.get_running_loop()
             try:
                 await self._start(stack)
             except BaseException:
@@ -199,9 +202,15 @@ class WorkflowEngine:
 
         Plain functions run in threads, which cannot be cut off: their ends are waited for, and the log says so.
         """
+        if self._open is not None:
+            self._require_loop()
         opened, self._open = self._open, None
         if opened is not None:
             await opened.aclose()
+
+    def _require_loop(self) -> None:
+        if self._open is not None and self._loop is not None:
+            require_loop(self._loop, "the engine")
 
     # -- sagas -------------------------------------------------------------------------------------------------------
 
@@ -255,6 +264,7 @@ class WorkflowEngine:
             DefinitionError: It is no saga, or the id is no id.
             SagaFailedError: It ended as undone, failed or cancelled, or needs intervention.
         """
+        self._require_loop()
         resolved = self._definitions.resolve(saga)
         saga_id = uuid7() if id is None else id
         ends = self._keeper.ends
@@ -302,6 +312,7 @@ class WorkflowEngine:
             EncodeError: The input is no JSON, or not of the saga's type. Nothing was stored.
             DefinitionError: It is no saga, or the id is no id.
         """
+        self._require_loop()
         resolved = self._definitions.resolve(saga)
         saga_id = uuid7() if id is None else id
         accepted, _ = await self._keeper.start_saga(resolved, input, saga_id, self.queues.placement(queueing))
@@ -396,4 +407,5 @@ class WorkflowEngine:
 
     async def wait_for_end(self, saga_id: str, saga: Saga[Any, Any] | None) -> Any:
         """See `SagaHandle.result`."""
+        self._require_loop()
         return await self._keeper.ends.wait(saga_id, saga)

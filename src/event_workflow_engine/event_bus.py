@@ -18,6 +18,7 @@ from event_workflow_engine.errors import DefinitionError, EngineStateError, NotR
 from event_workflow_engine.event_store import known_metadata
 from event_workflow_engine.events import NO_METADATA, REGISTRY, NewEvent, RecordedEvent
 from event_workflow_engine.ids import uuid7
+from event_workflow_engine.loops import require_loop
 from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.retries import RetryPolicy
 from event_workflow_engine.serialization import committed
@@ -131,6 +132,7 @@ class EventBus:
         self._interest: dict[str, tuple[Subscription, ...]] = {}
         self._revision = -1
         self._started = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._remove_hook: Callable[[], None] | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -157,6 +159,7 @@ class EventBus:
         if self._started:
             return
         self._started = True
+        self._loop = asyncio.get_running_loop()
         self._context = copy_context()
         if self._store is None:
             return
@@ -186,6 +189,7 @@ class EventBus:
         await asyncio.gather(*(feed.stop() for feed in feeds), *self._ending.values())
         self._leaving.clear()
         self._ending.clear()
+        self._loop = None
 
     def _connect(self, subscription: Subscription) -> None:
         """Give a subscription what it needs for stored events, once there is a store and the bus runs."""
@@ -347,7 +351,12 @@ class EventBus:
         Args:
             event: The payload, of any class; of a `NewEvent` its payload is what handlers get.
             key: In place of the subscription's own key.
+
+        Raises:
+            EngineStateError: The bus was started on another event loop.
         """
+        if self._loop is not None:
+            require_loop(self._loop, "the event bus")
         published: Published | None = None
         full: list[asyncio.Future[None]] = []
         payload = event.data if isinstance(event, NewEvent) else event
@@ -431,6 +440,8 @@ class EventBus:
         handling = HANDLING.get()
         if handling is not None and handling.under_way:
             raise EngineStateError("drain() was called inside of a handler, and would wait for it")
+        if self._loop is not None:
+            require_loop(self._loop, "the event bus")
         if self._store is not None and self._started:
             end = await self._store.storage.last_position()
             self._deliver_committed()

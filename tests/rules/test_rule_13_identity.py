@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from event_workflow_engine import Saga, SagaStep, StepContext, run_saga, saga, step
+from event_workflow_engine import Saga, SagaStep, StepContext, WorkflowEngine, run_saga, saga, step
 from event_workflow_engine.errors import (
     DefinitionError,
     EncodeError,
@@ -116,6 +116,36 @@ async def test_an_engine_that_is_not_entered_says_so(lab: Lab) -> None:
                 pass
     with pytest.raises(EngineStateError, match="async with"):
         await engine.execute(double, 1)
+
+
+async def test_an_engine_belongs_to_the_loop_that_entered_it(lab: Lab) -> None:
+    async with lab.engine(double) as engine:
+        await engine.execute(double, 1, id="d-1")
+
+        async def elsewhere() -> None:
+            for call in (
+                engine.__aenter__,
+                lambda: engine.execute(double, 1),
+                lambda: engine.start(double, 1),
+                engine.handle("d-1").result,
+                engine.handle("d-1").status,
+                lambda: engine.bus.publish("news"),
+                engine.bus.drain,
+            ):
+                with pytest.raises(EngineStateError, match="belongs to the event loop"):
+                    await call()
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert (await engine.execute(double, 2))["work"] == 4
+
+
+def test_an_engine_whose_loop_has_ended_says_so() -> None:
+    engine = WorkflowEngine("memory://")
+    engine.register(double)
+    asyncio.run(engine.__aenter__())
+    for call in (engine.__aenter__, lambda: engine.execute(double, 1)):
+        with pytest.raises(EngineStateError, match="on an event loop that has ended"):
+            asyncio.run(call())
 
 
 async def add_one(number: int) -> int:

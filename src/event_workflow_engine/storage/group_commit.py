@@ -173,7 +173,7 @@ class GroupCommitter:
         """
         self._execute = execute
         self._listeners = listeners
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._queue_limit = queue_limit
         self._batch_limit = batch_limit
         self._queue: deque[_Entry] = deque()
@@ -193,7 +193,7 @@ class GroupCommitter:
 
     def submit(self, unit: Unit) -> asyncio.Future[Written]:
         """Queue `unit`; the future gets its verdict. Never waits and never raises."""
-        future: asyncio.Future[Written] = self._loop.create_future()
+        future: asyncio.Future[Written] = self.loop.create_future()
         refusal = self._refusal() if self._closed or self._marks else None
         if refusal is not None:
             future.set_exception(refusal)
@@ -208,7 +208,7 @@ class GroupCommitter:
         """
         refusal = self._refusal() if self._closed or self._marks else None
         if refusal is not None:
-            self._loop.call_soon(told, refusal)
+            self.loop.call_soon(told, refusal)
         elif self._answers_later and self._last == 1 and not self._busy:  # so nothing is queued
             self._busy = True
             self._hand_over([(unit, told)])
@@ -227,7 +227,7 @@ class GroupCommitter:
         refusal = self._refusal()
         if refusal is not None:
             raise refusal
-        future: asyncio.Future[Written] = self._loop.create_future()
+        future: asyncio.Future[Written] = self.loop.create_future()
         self._line.append((unit, future))
         return await future
 
@@ -254,7 +254,7 @@ class GroupCommitter:
             WorkflowError: The one with which `refuse_waiting` was called.
         """
         self.check()
-        turn: asyncio.Future[None] = self._loop.create_future()
+        turn: asyncio.Future[None] = self.loop.create_future()
         self._turns += 1
         self._enqueue((None, turn))
         try:
@@ -307,7 +307,7 @@ class GroupCommitter:
         self._turns = 0
         for _, waiter in waiting:
             if not isinstance(waiter, asyncio.Future):
-                self._loop.call_soon(waiter, error)
+                self.loop.call_soon(waiter, error)
             elif not waiter.done():
                 waiter.set_exception(error)
         self._tell_watchers()
@@ -317,7 +317,7 @@ class GroupCommitter:
     def _schedule(self) -> None:
         # At the end of this loop iteration, so that all that is ready to run now shares the batch.
         self._busy = True
-        self._loop.call_soon(self._send)
+        self.loop.call_soon(self._send)
 
     def _send(self) -> None:
         batch = self._take()
@@ -333,7 +333,7 @@ class GroupCommitter:
         try:
             self._execute([unit for unit, _ in batch if unit is not None], self._settle)
         except Exception as error:  # noqa: BLE001 - nobody who waits shall wait for ever
-            self._loop.call_soon(self._settle, [error] * len(batch))
+            self.loop.call_soon(self._settle, [error] * len(batch))
         finally:
             self._beginning = False
 
@@ -406,7 +406,7 @@ class GroupCommitter:
             self._tell_watchers()
             self._send()
             if settled is not None:  # behind the first turn of the loop that the backend may need to begin
-                self._loop.call_soon(self._tell, settled)
+                self.loop.call_soon(self._tell, settled)
 
     def _settle_alone(self, entry: _Entry, verdict: Verdict) -> None:
         """One that was posted, with nobody behind it: what `_settle` does, at half the price."""
@@ -428,7 +428,7 @@ class GroupCommitter:
                 # The loop is about to stop; if it runs again, the others still have to be told.
                 for (_, other), its_verdict in settled:
                     if not isinstance(other, asyncio.Future):
-                        self._loop.call_soon(other, _answer(its_verdict))
+                        self.loop.call_soon(other, _answer(its_verdict))
                 raise
 
     def _release(self) -> None:
@@ -465,7 +465,7 @@ class GroupCommitter:
         return any(entry[0] is not None and entry[0].id == unit_id and not _withdrawn(entry) for entry in waiting)
 
     async def _next_settling(self) -> None:
-        watcher: asyncio.Future[None] = self._loop.create_future()
+        watcher: asyncio.Future[None] = self.loop.create_future()
         self._watchers.append(watcher)
         await watcher
 

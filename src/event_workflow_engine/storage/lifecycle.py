@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from event_workflow_engine.errors import DefinitionError, EngineStateError
+from event_workflow_engine.loops import require_loop
 from event_workflow_engine.storage.exclusive import run_with_unit, to_the_end
 from event_workflow_engine.storage.group_commit import GroupCommitter, Listeners, Repeated
 from event_workflow_engine.storage.holding import run_held
@@ -65,7 +66,10 @@ class GroupedStorage(ABC):
             StorageUnavailableError: The store is out of reach, read-only, locked or full.
             StorageCorruptError: It is not a store of this library, or a damaged one.
             SchemaVersionError: Its schema is newer, was altered, or must be migrated first.
+            EngineStateError: It is open on another event loop.
         """
+        if self._open_committer is not None:
+            self._require_open()
         self._entered += 1
         try:
             if self._opening is None:
@@ -116,23 +120,24 @@ class GroupedStorage(ABC):
         committer = self._open_committer
         if committer is None:
             raise self._not_open()
+        require_loop(committer.loop, f"the store {self.url!r}")
         return committer
 
     def _require_open(self) -> None:
-        if self._open_committer is None:
-            raise self._not_open()
+        """Raises an `EngineStateError` where it is not open, or open on another loop."""
+        _ = self._committer
 
     def _not_open(self) -> EngineStateError:
         return EngineStateError(f"the store {self.url!r} is not open: use it inside of `async with`")
 
     def submit(self, unit: Unit) -> asyncio.Future[Written]:
         """Queue a unit without waiting for room. Never blocks, never raises."""
-        committer = self._open_committer
-        if committer is not None:
-            return committer.submit(unit)
-        future: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
-        future.set_exception(self._not_open())
-        return future
+        try:
+            return self._committer.submit(unit)
+        except EngineStateError as error:
+            future: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
+            return future
 
     def post(self, unit: Unit, told: Told) -> None:
         """Queue a unit without waiting for room; `told` is called with its verdict. Never blocks, never raises."""

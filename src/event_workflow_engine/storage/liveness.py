@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from event_workflow_engine.errors import StorageUnavailableError
+from event_workflow_engine.storage.lock_files import close_lock_file, open_lock_file
 
 if os.name != "nt":
     import fcntl
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FileLiveness", "HeartbeatLiveness", "Liveness", "ProcessLiveness"]
 
+_MODE: Final = 0o644
 _LOCK_LOOK_S: Final = 0.1
 _LOOKS_A_LEASE: Final = 30
 _MOST_LOOK_S: Final = 0.5
@@ -95,8 +97,7 @@ class _HeldByThePlatform:
 class FileLiveness(_HeldByThePlatform):
     """One locked file for each worker, in a folder beside the database.
 
-    The lock belongs to the open file, which child processes do not inherit; a bare ``os.fork`` does, and then the
-    worker lives as long as any of the two.
+    The lock belongs to the open file, which child processes do not inherit, those made by a bare fork included.
 
     Args:
         folder: Where the files are; made when absent.
@@ -117,7 +118,7 @@ class FileLiveness(_HeldByThePlatform):
         """
         try:
             self._folder.mkdir(exist_ok=True)
-            descriptor = os.open(self._path(worker), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = open_lock_file(self._path(worker), _MODE)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise StorageUnavailableError(
@@ -132,7 +133,7 @@ class FileLiveness(_HeldByThePlatform):
             # The file goes first: who finds it absent knows that the worker is gone.
             with contextlib.suppress(OSError):
                 self._path(worker).unlink()
-            os.close(descriptor)
+            close_lock_file(descriptor)
 
     def is_gone(self, worker: Mapping[str, Any]) -> bool:
         """See `Liveness.is_gone`."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.liveness import FileLiveness, HeartbeatLiveness, ProcessLiveness
+from event_workflow_engine.storage.sqlite.locks import StoreLock
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LEASE = 10.0
 
@@ -121,3 +130,41 @@ def test_rule_12_a_worker_is_sure_of_itself_for_less_than_others_wait(
 )
 def test_each_store_has_the_liveness_that_fits(url: str, kind: type) -> None:
     assert type(open_storage(url).liveness(LEASE)) is kind
+
+
+FORKING = """
+import os, pathlib, signal, sys
+from event_workflow_engine.storage.liveness import FileLiveness
+from event_workflow_engine.storage.sqlite.locks import StoreLock
+
+liveness, lock = FileLiveness(pathlib.Path("workers")), StoreLock("store.db")
+liveness.hold("killed")
+lock.acquire()
+child = os.fork()
+if child == 0:
+    print(os.getpid(), flush=True)
+    sys.stdin.read()  # outlives its parent, until the test lets it go
+    os._exit(0)
+signal.pause()
+"""
+
+
+def test_rule_12_a_forked_child_keeps_no_lock_of_its_killed_parent(tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKING], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        liveness = FileLiveness(tmp_path / "workers")
+        assert not liveness.is_gone(row(1, name="killed"))
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        os.kill(child, 0)  # is there
+        assert liveness.is_gone(row(1, name="killed"))
+        lock = StoreLock(str(tmp_path / "store.db"))
+        taken = threading.Thread(target=lock.acquire, daemon=True)
+        taken.start()
+        taken.join(timeout=10)
+        assert not taken.is_alive()
+        lock.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from event_workflow_engine.storage.lock_files import close_lock_file, open_lock_file
+
 try:
     import fcntl
 except ImportError:  # Windows: SQLite's own lock and busy handler remain, fair or not
@@ -33,11 +35,11 @@ class StoreLock:
             OSError: They cannot be created or opened.
         """
         database = os.path.realpath(database)
-        self._lock = os.open(f"{database}-ewe.lock", os.O_RDWR | os.O_CREAT, _MODE)
+        self._lock = open_lock_file(f"{database}-ewe.lock", _MODE)
         try:
-            self._turn = os.open(f"{database}-ewe.turn", os.O_RDWR | os.O_CREAT, _MODE)
+            self._turn = open_lock_file(f"{database}-ewe.turn", _MODE)
         except OSError:
-            os.close(self._lock)
+            close_lock_file(self._lock)
             raise
 
     def acquire(self) -> None:
@@ -64,8 +66,8 @@ class StoreLock:
 
     def close(self) -> None:
         """Release it and close the files, which stay for others."""
-        os.close(self._lock)
-        os.close(self._turn)
+        close_lock_file(self._lock)
+        close_lock_file(self._turn)
 
     def __enter__(self) -> None:
         """Acquire it."""

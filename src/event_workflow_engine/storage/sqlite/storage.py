@@ -159,6 +159,7 @@ class SqliteStorage(GroupedStorage):
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def _read(self, read: Callable[..., T], *args: Any) -> T:
+        self._require_open()
         if self._reader_threads is None:
             raise self._not_open()
         return await self._reader_threads.call(self._readers.run, read, *args)

@@ -80,6 +80,25 @@ class LifecycleCases(Cases):
             assert len(told) == turn
             assert len(rung) >= turn
 
+    async def test_another_loop_is_refused_and_disturbs_nobody(self, storage: Storage) -> None:
+        """It belongs to the loop that opened it: from a thread with a loop of its own it is refused, as a whole."""
+
+        async def calls() -> None:
+            for call in (
+                storage.__aenter__,
+                lambda: storage.write(unit(events("a"))),
+                lambda: storage.submit(unit(events("a"))),
+                storage.read_log,
+                storage.last_position,
+                lambda: storage.perform("claim_saga", worker="w", id="s"),
+            ):
+                with pytest.raises(EngineStateError, match="belongs to the event loop"):
+                    await call()
+
+        await asyncio.to_thread(asyncio.run, calls())
+        await storage.write(unit(events("a")))
+        assert await storage.last_position() == 1
+
     async def test_status(self, storage: Storage) -> None:
         """It tells people what the store is and holds."""
         await storage.write(unit(events("a", 2), events("b"), rows=[saga("s1")]))
