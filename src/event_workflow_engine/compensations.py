@@ -14,7 +14,7 @@ import msgspec
 
 from event_workflow_engine.callables import call_info, called
 from event_workflow_engine.clock import Clock, Duration, SystemClock, seconds
-from event_workflow_engine.errors import CompensationFailedError
+from event_workflow_engine.errors import CompensationFailedError, DefinitionError
 from event_workflow_engine.outcomes import RollbackReport
 from event_workflow_engine.retries import COMPENSATION_RETRY, RetryPolicy
 
@@ -81,7 +81,14 @@ class CompensationManager:
             name: For the report and the error; by default the function's own.
             retry: Its policy.
             timeout: For each attempt. A thread cannot be ended: the next attempt waits until it is.
+
+        Raises:
+            DefinitionError: `fn` cannot be called: it is a coroutine, say.
         """
+        given: Any = fn
+        if not callable(given):
+            remedy = "give the function itself, uncalled" if inspect.isawaitable(given) else "a function is needed"
+            raise DefinitionError(f"compensation {given!r} cannot be called: {remedy}")
         limit = None if timeout is None else seconds(timeout)
         self._scheduled.append(_Scheduled(name or called(fn), fn, args, retry or self._retry, limit))
 
@@ -92,19 +99,25 @@ class CompensationManager:
     async def run(self) -> RollbackReport:
         """Run them all, last first, one by one, and forget them. Each runs, whatever became of the others.
 
+        What they schedule meanwhile runs, too. Cancelled, it keeps those that have not ended: run again, it goes on.
+
         Returns:
             What was compensated, in the order in which it ran.
 
         Raises:
             CompensationFailedError: One or more failed for good; it names every failed and every succeeded one.
         """
-        scheduled, self._scheduled = self._scheduled[::-1], []
         failed: dict[str, BaseException] = {}
         succeeded: list[str] = []
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ewe-undo")
         try:
-            for compensation in scheduled:
-                error = await self._attempt(compensation, pool)
+            while self._scheduled:
+                compensation = self._scheduled.pop()
+                try:
+                    error = await self._attempt(compensation, pool)
+                except BaseException:  # it may not have happened, and those below it have not
+                    self._scheduled.append(compensation)
+                    raise
                 if error is None:
                     succeeded.append(compensation.name)
                 else:
@@ -115,13 +128,15 @@ class CompensationManager:
             raise CompensationFailedError(failed, succeeded)
         return RollbackReport(tuple(succeeded))
 
-    async def _attempt(self, compensation: _Scheduled, pool: ThreadPoolExecutor) -> Exception | None:
-        attempt = 0
+    async def _attempt(self, compensation: _Scheduled, pool: ThreadPoolExecutor) -> BaseException | None:
+        attempt, cancels = 0, _cancels()
         while True:
             attempt += 1
             try:
                 await _call(compensation, pool)
-            except Exception as error:  # noqa: BLE001 - told to the caller, with its name
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _cancels() > cancels:
+                    raise  # it is ours; any other is of what the compensation waited for
                 policy = compensation.retry
                 if not policy.may_follow(attempt) or isinstance(error, policy.never):
                     return error
@@ -165,6 +180,11 @@ class CompensationManager:
             raise failure from error
         if cancelled is not None:
             raise cancelled
+
+
+def _cancels() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _unique(name: str, taken: dict[str, BaseException]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, overload
 
@@ -65,7 +66,7 @@ class StateMachine(Generic[S]):
         guards: For an edge, a function that must return true when it is taken.
 
     Raises:
-        DefinitionError: `initial` or a guarded edge is not in the table.
+        DefinitionError: `initial` or a guarded edge is not in the table, or what follows a state is no set.
 
     Example:
         >>> door = StateMachine({"open": {"shut"}, "shut": {"open"}}, "open")
@@ -100,7 +101,9 @@ class StateMachine(Generic[S]):
             self._guards: dict[tuple[S, S], Callable[[], bool]] = _NO_GUARDS
             self._initial = self._state = cast("S", initial)
             return
-        table: dict[S, frozenset[S]] = {state: frozenset(following) for state, following in valid_transitions.items()}
+        table: dict[S, frozenset[S]] = {
+            state: _states(state, following) for state, following in valid_transitions.items()
+        }
         for following in list(table.values()):
             for state in following:
                 table.setdefault(state, frozenset())
@@ -175,6 +178,13 @@ class StateMachine(Generic[S]):
         lines.append(f"    class {names[self._state]} current")
         lines.append("    classDef current font-weight:bold,stroke-width:3px")
         return "\n".join(lines)
+
+
+def _states(source: Any, following: Any) -> frozenset[Any]:
+    # A text is a collection too: of its letters.
+    if isinstance(following, (str, bytes)) or not isinstance(following, Iterable):
+        raise DefinitionError(f"what follows {source!r} is {following!r}: a set of states is needed")
+    return frozenset(following)
 
 
 def _listed(states: AbstractSet[Any] | Mapping[Any, Any]) -> str:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import pytest
 
 from event_workflow_engine.compensations import CompensationManager
-from event_workflow_engine.errors import CompensationFailedError
+from event_workflow_engine.errors import CompensationFailedError, DefinitionError
 from event_workflow_engine.retries import RetryPolicy
 
 ONCE = RetryPolicy(attempts=1)
@@ -150,3 +150,76 @@ async def test_a_cancelled_block_is_undone_whole_even_when_it_is_cancelled_again
     with pytest.raises(asyncio.CancelledError):
         await task
     assert log == ["released", "first"]
+
+
+async def test_a_compensation_that_raises_a_cancel_of_its_own_has_failed_and_the_others_run() -> None:
+    log: list[str] = []
+    ended = asyncio.get_running_loop().create_future()
+    ended.cancel()
+
+    async def wait() -> None:
+        await ended
+
+    async def work() -> None:
+        async with CompensationManager(retry=ONCE) as undo:
+            undo.schedule(log.append, "first")
+            undo.schedule(wait)
+            raise RuntimeError("no disk")
+
+    with pytest.raises(CompensationFailedError, match="1 of 2") as failure:
+        await work()
+    assert log == ["first"]
+    assert isinstance(failure.value.failed["wait"], asyncio.CancelledError)
+
+
+async def test_a_run_that_is_cancelled_keeps_what_has_not_ended() -> None:
+    log: list[str] = []
+    undo = CompensationManager()
+    begun = asyncio.Event()
+
+    async def release() -> None:
+        begun.set()
+        await asyncio.Event().wait() if not log else log.append("released")
+
+    async def note(what: str) -> None:
+        log.append(what)
+
+    undo.schedule(note, "first")
+    undo.schedule(release)
+    running = asyncio.create_task(undo.run())
+    await begun.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    log.append("again")
+    assert (await undo.run()).compensated == ("release", "note")
+    assert log == ["again", "released", "first"]
+
+
+async def test_what_a_compensation_schedules_runs_too() -> None:
+    log: list[str] = []
+    undo = CompensationManager()
+
+    async def note(what: str) -> None:
+        log.append(what)
+
+    async def release() -> None:
+        undo.schedule(note, "found on the way")
+
+    undo.schedule(note, "first")
+    undo.schedule(release)
+    await undo.run()
+    assert log == ["found on the way", "first"]
+
+
+async def test_what_cannot_be_called_is_refused_at_once() -> None:
+    async def release() -> None: ...
+
+    called = release()
+    undo = CompensationManager()
+    with pytest.raises(DefinitionError, match="give the function itself, uncalled"):
+        undo.schedule(called)  # type: ignore[arg-type]
+    called.close()
+    with pytest.raises(DefinitionError, match="a function is needed"):
+        undo.schedule("release")  # type: ignore[arg-type]
+    assert (await undo.run()).compensated == ()

@@ -1,5 +1,7 @@
 """The state machine: the engine's table, and users' own."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,6 +115,12 @@ def test_a_guard_that_raises_changes_nothing() -> None:
     with pytest.raises(ValueError, match="sensor"):
         door.transition_to("shut")
     assert door.state == "open"
+
+
+@pytest.mark.parametrize("following", ["shut", None, 5])
+def test_what_follows_a_state_is_a_set(following: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"what follows 'open' is .*: a set of states"):
+        StateMachine({"open": following}, "open")
 
 
 def test_unknown_states_are_refused() -> None:
