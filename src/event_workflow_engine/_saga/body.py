@@ -169,7 +169,9 @@ def _checked(fn: Any, options: _Options) -> tuple[dict[str, Any], str | None]:
     """What of the options makes the step, and its key."""
     unknown = options.keys() - _OPTIONS
     if unknown:
-        raise TypeError(f"step() got an unexpected keyword argument {min(unknown)!r}")
+        raise TypeError(
+            f"step() got an unexpected keyword argument {min(unknown)!r}: the function's own go by functools.partial"
+        )
     given: dict[str, Any] = dict(options)
     name, key = given.get("name"), given.pop("key", None)
     if given.pop("probe", None) is not None:
