@@ -9,7 +9,7 @@ from event_workflow_engine.errors import EngineStateError
 __all__ = ["require_loop"]
 
 
-def require_loop(own: asyncio.AbstractEventLoop, what: str) -> None:
+def require_loop(own: asyncio.AbstractEventLoop, what: str, name: str = "") -> None:
     """See that this is called on the loop that it belongs to.
 
     From another one, what waits would never be woken, and what both change at once would be torn.
@@ -17,6 +17,7 @@ def require_loop(own: asyncio.AbstractEventLoop, what: str) -> None:
     Args:
         own: The loop that it belongs to.
         what: What belongs to it, for the error's text.
+        name: Of which it is.
 
     Raises:
         EngineStateError: This is another loop, another thread, or no loop at all.
@@ -27,6 +28,8 @@ def require_loop(own: asyncio.AbstractEventLoop, what: str) -> None:
         here = None
     if here is own:
         return
+    if name:
+        what = f"{what} {name!r}"
     if own.is_closed():
         raise EngineStateError(f"{what} was entered on an event loop that has ended, and was not left there")
     raise EngineStateError(

@@ -120,7 +120,7 @@ class GroupedStorage(ABC):
         committer = self._open_committer
         if committer is None:
             raise self._not_open()
-        require_loop(committer.loop, f"the store {self.url!r}")
+        require_loop(committer.loop, "the store", self.url)
         return committer
 
     def _require_open(self) -> None:
