@@ -169,8 +169,9 @@ class SagaHandle(Generic[Out]):
     async def waits_for(self) -> Sequence[Wait]:
         """What the saga waits for, or does, as of now: signals, times, attempts, a queue, a worker; steps that run.
 
-        Of one that was parked by an earlier version of the library only what its state and its queue tell. `said` of
-        `event_workflow_engine.waits` puts each in words.
+        Where a step runs a child saga, that is told by its id, with its state. Of a saga that was parked by an earlier
+        version of the library only what its state and its queue tell. `said` of `event_workflow_engine.waits` puts each
+        in words.
 
         Raises:
             SagaNotFoundError: There is no such saga.

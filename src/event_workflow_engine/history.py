@@ -114,12 +114,15 @@ class StepStarted(Fact, frozen=True, gc=False, tag="step-started"):
 
     Attributes:
         interruptions: How often attempts of this step were cut off by a crash so far.
+        child: The id of the child saga that it runs, where the code gave it one: else it is the saga's id, ``/`` and
+            the step's name.
     """
 
     step: str
     attempt: int = 1
     interruptions: int = 0
     undo: Undo | None = None
+    child: str | None = None
 
 
 class StepSucceeded(Fact, frozen=True, gc=False, tag="step-succeeded"):

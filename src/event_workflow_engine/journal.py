@@ -14,10 +14,13 @@ from event_workflow_engine.state_machine import StateMachine, WorkflowState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["DEADLINE", "CompensationState", "Journal", "StepState", "inbox_stream", "saga_stream"]
+__all__ = ["CHILD", "DEADLINE", "CompensationState", "Journal", "StepState", "child_id", "inbox_stream", "saga_stream"]
 
 DEADLINE: Final = "~deadline"
 """The timer of a saga's own deadline."""
+
+CHILD: Final = "~run:"
+"""In the name of a step that runs a child saga, before the name of that one's definition; no other step has it."""
 
 StepStatus = Literal["started", "waiting", "succeeded", "failed", "unknown"]
 CompensationStatus = Literal["planned", "started", "waiting", "succeeded", "failed"]
@@ -31,6 +34,11 @@ def saga_stream(saga_id: str) -> str:
 def inbox_stream(saga_id: str) -> str:
     """The stream where everybody else puts signals and requests for a saga."""
     return f"inbox-{saga_id}"
+
+
+def child_id(saga_id: str, step: str) -> str:
+    """The id of the child saga that a step runs, where the code gave it none."""
+    return f"{saga_id}/{step}"
 
 
 class StepState(msgspec.Struct, gc=False):
@@ -49,6 +57,7 @@ class StepState(msgspec.Struct, gc=False):
     message: str = ""
     undo: h.Undo | None = None
     maybe: bool = False
+    child: str | None = None
 
     @property
     def settled(self) -> bool:
@@ -214,7 +223,9 @@ class Journal:
         self.handed_over = False
         state = self.steps.get(fact.step)
         if state is None:
-            self.steps[fact.step] = StepState(fact.step, "started", fact.attempt, fact.interruptions, undo=fact.undo)
+            self.steps[fact.step] = StepState(
+                fact.step, "started", fact.attempt, fact.interruptions, undo=fact.undo, child=fact.child
+            )
             self.open_steps += 1
             return
         if state.settled:
@@ -223,6 +234,7 @@ class Journal:
         state.status = "started"
         state.attempt = fact.attempt
         state.interruptions = fact.interruptions
+        state.child = fact.child
         state.retry_at = None
         self.retries.pop(fact.step, None)
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from event_workflow_engine.clock import from_micros
-from event_workflow_engine.errors import IllegalTransitionError
-from event_workflow_engine.journal import Journal
+from event_workflow_engine.errors import DecodeError, IllegalTransitionError
+from event_workflow_engine.event_store import EventStore
+from event_workflow_engine.journal import CHILD, Journal, child_id, saga_stream
 from event_workflow_engine.queues import EARLY, WAITING, queue_of
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.tables import GIVEN
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.storage.port import Rows, Storage
 
-__all__ = ["PATIENCE_US", "Unclaimed", "code_of", "doing", "living", "unclaimed", "waits_of"]
+__all__ = ["PATIENCE_US", "Unclaimed", "code_of", "living", "short_journal", "unclaimed", "waits_of"]
 
 PATIENCE_US: Final = 60_000_000
 """So long a saga that could go on is left alone before anybody says that no worker has its code: in a deployment one
 may be about to come, and a worker that was given more code tells the others only now and then."""
 _MOST: Final = 10_000
+_SHORT: Final = 500
 
 
 class Unclaimed(NamedTuple):
@@ -87,17 +89,53 @@ async def unclaimed(storage: Storage, now: int, workers: Rows) -> list[Unclaimed
     ]
 
 
-def doing(facts: Iterable[Any], saga_id: str) -> list[Wait]:
-    """What runs of a saga that a worker has, by its journal: actions and compensations, and waits between attempts.
+async def short_journal(storage: Storage, row: Mapping[str, Any]) -> list[Any] | None:
+    """The facts of a saga that a worker has, where they are few enough, and readable, to be looked at beside others'.
 
-    Of a journal whose facts do not follow one another nothing is told.
+    Args:
+        storage: The store.
+        row: The saga's.
     """
+    owner = row["owner"]
+    if not owner or owner.startswith(GIVEN) or queue_of(owner) is not None:
+        return None
+    events = EventStore(storage).read(saga_stream(row["id"]), limit=_SHORT + 1)
+    try:
+        facts = [event.data async for event in events]
+    except DecodeError:
+        return None
+    return facts if len(facts) <= _SHORT else None
+
+
+def _folded(facts: Iterable[Any], saga_id: str) -> Journal | None:
+    """A saga's journal; ``None`` where its facts do not follow one another."""
     journal = Journal(saga_id)
     try:
         for fact in facts:
             journal.apply(fact)
     except (KeyError, IllegalTransitionError):
-        return []
+        return None
+    return journal
+
+
+async def _children(storage: Storage, journal: Journal) -> dict[str, Wait]:
+    """The children that a saga waits for, by its steps; without those that the store does not know yet."""
+    ids = {
+        step: state.child or child_id(journal.saga_id, step)
+        for step, state in journal.steps.items()
+        if state.status == "started" and CHILD in step
+    }
+    if not ids:
+        return {}
+    found = await storage.query("sagas_by_ids", ids=msgspec.json.encode(sorted(ids.values())).decode())
+    told = {
+        row["id"]: Wait("child", row["id"], row["saga_version"], saga=row["saga"], state=row["state"]) for row in found
+    }
+    return {step: told[child] for step, child in ids.items() if child in told}
+
+
+def _doing(journal: Journal, children: Mapping[str, Wait]) -> list[Wait]:
+    """What runs of a saga: actions and compensations, children, and the waits between attempts."""
     if journal.ended:
         return []
     if journal.failing:
@@ -106,7 +144,8 @@ def doing(facts: Iterable[Any], saga_id: str) -> list[Wait]:
         attempts = {step: state.attempt for step, state in states}
     else:
         steps = journal.steps.items()
-        found = [Wait("step", step, state.attempt) for step, state in steps if state.status == "started"]
+        running = ((step, state.attempt) for step, state in steps if state.status == "started")
+        found = [children.get(step) or Wait("step", step, attempt) for step, attempt in running]
         attempts = {step: state.attempt for step, state in steps}
     kind: Any = "undo" if journal.failing else "attempt"
     return found + [Wait(kind, step, attempts[step] + 1, from_micros(due)) for step, due in journal.retries.items()]
@@ -141,7 +180,8 @@ async def waits_of(
     if row["owner"].startswith(GIVEN):
         return [Wait("worker")]
     if row["owner"]:
-        return [] if facts is None else doing(facts, row["id"])
+        journal = None if facts is None else _folded(facts, row["id"])
+        return [] if journal is None else _doing(journal, await _children(storage, journal))
     due = row["wake_at"]
     if due is None or due > now:
         return read_waits(row)

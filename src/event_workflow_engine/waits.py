@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from event_workflow_engine.journal import Journal
 
-__all__ = ["Wait", "kept_waits", "open_waits", "read_waits", "said"]
+__all__ = ["Wait", "first_waits", "kept_waits", "open_waits", "read_waits", "said"]
 
 _MOST: Final = 8
 """A saga may wait for thousands of things at once; its row tells so many, those that come first."""
 
 Kind = Literal[
     "signal", "sleep", "attempt", "undo", "deadline", "more",
-    "step", "compensation", "worker", "code", "queue", "not-before", "resume", "decision",
+    "step", "compensation", "child", "worker", "code", "queue", "not-before", "resume", "decision",
 ]  # fmt: skip
 
 
@@ -35,6 +35,7 @@ _SAID: Final[dict[Kind, tuple[str, str]]] = {
     "more": ("and {number} more", ""),
     "step": ("runs step {name!r}", ""),
     "compensation": ("undoes step {name!r}", ""),
+    "child": ("waits for child saga {name!r} ({saga} v{number}, {state})", ""),
     "worker": ("waits for a worker", " since {at}"),
     "code": ("waits for code that no worker has: {name} v{number}", ""),
     "queue": ("waits in queue {name!r}", ""),
@@ -51,20 +52,25 @@ class Wait(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         kind: ``signal`` `name`, until `at` where it has a timeout; ``sleep`` until `at`; ``attempt`` `number` of step
             `name` at `at`; ``undo``: the same of its compensation; ``deadline``: its own, at `at`; ``more``: `number`
-            further things; ``step`` and ``compensation``: attempt `number` of that of step `name` runs; ``worker``: it
-            is due since `at`, or given to a worker, and none has taken it yet; ``code``: it could go on, and no living
-            worker has version `number` of the saga `name`; ``queue`` `name`, where `number` of its partition is first
-            served, 1 is next; ``not-before`` `at`, in the queue `name`; ``resume``: it is paused; ``decision``: it
-            needs intervention.
-        name: Of a signal, a step, a queue or a saga.
+            further things; ``step`` and ``compensation``: attempt `number` of that of step `name` runs; ``child``: it
+            waits for the end of the child saga with the id `name`, which is of version `number` of the definition
+            `saga` and in `state`; ``worker``: it is due since `at`, or given to a worker, and none has taken it yet;
+            ``code``: it could go on, and no living worker has version `number` of the saga `name`; ``queue`` `name`,
+            where `number` of its partition is first served, 1 is next; ``not-before`` `at`, in the queue `name`;
+            ``resume``: it is paused; ``decision``: it needs intervention.
+        name: Of a signal, a step, a queue or a saga; the id of a child saga.
         number: Which attempt, place or version, or how many.
         at: When.
+        saga: Of a child saga: its definition's name.
+        state: Of a child saga: its state. Where that is an end, or ``NEEDS_INTERVENTION``, this saga is about to go on.
     """
 
     kind: Kind
     name: str = ""
     number: int | None = None
     at: datetime | None = None
+    saga: str = ""
+    state: str = ""
 
 
 class _Kept(msgspec.Struct, frozen=True, array_like=True):
@@ -89,6 +95,13 @@ def kept_waits(journal: Journal, timers: Iterable[str], signals: Iterable[tuple[
     if len(waits) > _MOST:
         kept.append(_Kept("more", "", len(waits) - _MOST, None))
     return msgspec.json.encode(kept).decode()
+
+
+def first_waits(waits: list[Wait]) -> list[Wait]:
+    """So many of them as a saga's row would tell, and how many more there are; what was read of a row is that."""
+    if len(waits) <= _MOST or waits[-1].kind == "more":
+        return waits
+    return [*waits[:_MOST], Wait("more", number=len(waits) - _MOST)]
 
 
 def open_waits(journal: Journal, timers: Iterable[str], signals: Iterable[tuple[str, str | None]]) -> list[Wait]:
@@ -141,7 +154,7 @@ def said(wait: Wait, *, decimals: int = 0) -> str:
         waits for attempt 3 of step 'ship'
     """
     text, with_time = _SAID[wait.kind]
-    said = text.format(name=wait.name, number=wait.number)
+    said = text.format(name=wait.name, number=wait.number, saga=wait.saga, state=wait.state)
     if wait.kind in ("step", "compensation") and (wait.number or 1) > 1:
         said += f" (attempt {wait.number})"
     if wait.kind == "queue" and wait.number:

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from event_workflow_engine import RetryPolicy, Saga, SagaStep, saga, sleep, step, wait_for_signal, waiting
-from event_workflow_engine.errors import SagaNotFoundError
+from event_workflow_engine import (
+    RetryPolicy,
+    Saga,
+    SagaStep,
+    WorkflowEngine,
+    run_saga,
+    saga,
+    sleep,
+    step,
+    wait_for_signal,
+    waiting,
+)
+from event_workflow_engine.errors import SagaNotFoundError, StepFailedError
 from event_workflow_engine.queues import Queue
 from event_workflow_engine.runner import codeless
 from event_workflow_engine.runner.codeless import CodeWatch
@@ -18,7 +29,6 @@ from event_workflow_engine.waits import said
 if TYPE_CHECKING:
     from tests.rules.conftest import Lab
 
-    from event_workflow_engine import WorkflowEngine
     from event_workflow_engine.storage.port import Unit, Written
 
 LONG = timedelta(hours=1)
@@ -50,6 +60,21 @@ async def once() -> str:
 @saga("waits-for-many")
 async def many() -> None:
     await asyncio.gather(*(sleep(LONG + timedelta(seconds=n)) for n in range(100)))
+
+
+@saga("waits-own")
+async def named() -> None:
+    await wait_for_signal("approval")
+
+
+@saga("asks-one")
+async def asks_one() -> None:
+    await run_saga(named, id="own-id")
+
+
+@saga("asks-two")
+async def asks() -> None:
+    await asyncio.gather(run_saga(once), run_saga(named, id="own-id"))
 
 
 later = RetryPolicy(attempts=3, delay=LONG, jitter=0)
@@ -144,6 +169,97 @@ async def test_what_runs_is_told_while_it_runs(lab: Lab) -> None:
         out.set()
         await handle.result()
         assert await handle.waits_for() == []
+
+
+async def test_a_child_is_told_by_its_id_with_its_state(lab: Lab) -> None:
+    async with lab.engine(worker=False) as onlooker, lab.engine(once, named, asks) as engine:
+        handle = await engine.start(asks, id="s-1")
+        await lab.until_row("s-1/~run:waits-once", owner="")
+        await lab.until_row("own-id", owner="")
+        for looking in (engine, onlooker):
+            waits = await looking.handle("s-1").waits_for()
+            assert {said(one) for one in waits} == {
+                "waits for child saga 's-1/~run:waits-once' (waits-once v1, RUNNING)",
+                "waits for child saga 'own-id' (waits-own v1, RUNNING)",
+            }
+            (child,) = [one for one in waits if one.name == "own-id"]
+            assert (child.kind, child.saga, child.number, child.state) == ("child", "waits-own", 1, "RUNNING")
+        await engine.handle("own-id").pause()
+        await lab.until_row("own-id", state="PAUSED", owner="")
+        assert "waits for child saga 'own-id' (waits-own v1, PAUSED)" in map(said, await handle.waits_for())
+        await engine.handle("own-id").resume()
+        await engine.handle("own-id").signal("approval")
+        await lab.until_fact(engine, "s-1", "step-succeeded")
+        (left,) = map(said, await handle.waits_for())
+        assert left == "waits for child saga 's-1/~run:waits-once' (waits-once v1, RUNNING)"
+
+
+async def test_a_child_is_told_of_where_its_parent_was_taken_over(lab: Lab) -> None:
+    async with lab.doomed(named, asks_one) as engine:
+        await engine.start(asks_one, id="s-1")
+        await lab.until_row("own-id", owner="")
+    async with lab.engine(named, asks_one) as engine:
+        await lab.until_fact(engine, "s-1", "step-started", 2)
+        told = ["waits for child saga 'own-id' (waits-own v1, RUNNING)"]
+        assert [said(one) for one in await engine.handle("s-1").waits_for()] == told
+
+
+async def test_a_child_that_is_not_in_the_store_yet_is_a_step_that_runs(lab: Lab) -> None:
+    inside, out = asyncio.Event(), asyncio.Event()
+
+    async def not_yet(*_: Any) -> None:
+        inside.set()
+        await out.wait()
+
+    engine = WorkflowEngine(lab.storage)
+    engine.register(named, asks_one)
+    engine.intercept(lambda _: not_yet)
+    async with engine:
+        handle = await engine.start(asks_one, id="s-1")
+        await inside.wait()
+        assert [said(one) for one in await handle.waits_for()] == ["runs step '~run:waits-own'"]
+        out.set()
+        await handle.result()
+
+
+@pytest.mark.parametrize("bad", ["", "\ud800", "x" * 201, 7])
+async def test_an_id_that_is_none_fails_the_step_and_is_not_kept(lab: Lab, bad: Any) -> None:
+    @saga("asks-badly")
+    async def badly() -> str:
+        with pytest.raises(StepFailedError, match="printable characters"):
+            await run_saga(named, id=bad)
+        return "went on"
+
+    async with lab.engine(named, badly) as engine:
+        assert await engine.execute(badly, id="s-1") == "went on"
+        (started,) = [event.data for event in await engine.handle("s-1").history() if event.type == "step-started"]
+        assert started.child is None
+
+
+async def test_of_sagas_in_a_list_only_short_journals_of_those_that_run_are_read(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, out = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        inside.set()
+        await out.wait()
+
+    async def read(saga_id: str) -> list[Any] | None:
+        return await waiting.short_journal(lab.storage, await lab.storage.get("sagas", (saga_id,)) or {})
+
+    busy = Saga("busy", [SagaStep("work", work)])
+    async with lab.engine(busy, once) as engine:
+        await parked(lab, engine, once)
+        handle = await engine.start(busy, id="s-2")
+        await inside.wait()
+        facts = [event.data for event in await handle.history()]
+        assert await read("s-1") is None
+        monkeypatch.setattr(waiting, "_SHORT", len(facts))
+        assert await read("s-2") == facts
+        monkeypatch.setattr(waiting, "_SHORT", len(facts) - 1)
+        assert await read("s-2") is None
+        out.set()
 
 
 async def test_the_place_in_a_queue_is_told(lab: Lab) -> None:

@@ -64,6 +64,7 @@ class StepSpec(msgspec.Struct, frozen=True):
         rejects: What it raises to say that it did not happen, in any mode.
         compensation: How to undo it.
         transactional: The action's writes to the store's database and the step's record commit together.
+        child: The id of the child saga that it runs, where the code gave it one.
     """
 
     name: str
@@ -77,6 +78,7 @@ class StepSpec(msgspec.Struct, frozen=True):
     rejects: tuple[type[BaseException], ...] = ()
     compensation: CompensationSpec | None = None
     transactional: bool = False
+    child: str | None = None
 
     @property
     def repeatable(self) -> bool:

@@ -36,8 +36,8 @@ from event_workflow_engine.queues import queue_of
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Storage
 from event_workflow_engine.storage.tables import GIVEN
-from event_workflow_engine.waiting import living, waits_of
-from event_workflow_engine.waits import Wait, read_waits, said
+from event_workflow_engine.waiting import living, short_journal, waits_of
+from event_workflow_engine.waits import Wait, first_waits, read_waits, said
 
 __all__ = ["app"]
 
@@ -79,7 +79,10 @@ async def list_(  # noqa: D417 - shared options tell of themselves
         )
         page, more = found[:limit], len(found) > limit
         now, workers = time.time_ns() // 1000, await living(storage)
-        waits = [await waits_of(storage, row, now, workers) for row in page]
+        waits = [
+            first_waits(await waits_of(storage, row, now, workers, facts=await short_journal(storage, row)))
+            for row in page
+        ]
     last = page[-1]["id"] if more else None
     if common.as_json:
         rows = [_plain_row(row, waited) for row, waited in zip(page, waits, strict=True)]
@@ -236,7 +239,8 @@ def _plain_row(row: dict[str, Any], waits: list[Wait]) -> dict[str, Any]:
 
 def _plain_wait(wait: Wait) -> dict[str, Any]:
     at = None if wait.at is None else wait.at.isoformat(timespec="milliseconds")
-    return {"kind": wait.kind, "name": wait.name or None, "number": wait.number, "at": at, "said": said(wait)}
+    child = {"saga": wait.saga, "state": wait.state} if wait.kind == "child" else {}
+    return {"kind": wait.kind, "name": wait.name or None, "number": wait.number, "at": at, **child, "said": said(wait)}
 
 
 def _tell(event: RecordedEvent[Any], began: int, *, as_json: bool) -> None:

@@ -111,7 +111,8 @@ def detail_of(fact: Any) -> str:
             return f"{fact.saga} v{fact.version}"
         case h.StepStarted():
             again = f", attempt {fact.attempt}" if fact.attempt > 1 else ""
-            return fact.step + again + (", again after a crash" if fact.interruptions else "")
+            child = "" if fact.child is None else f", child saga {fact.child}"
+            return fact.step + child + again + (", again after a crash" if fact.interruptions else "")
         case h.CompensationStarted():
             return f"{fact.step}, attempt {fact.attempt}" if fact.attempt > 1 else fact.step
         case h.StepFailed() | h.StepUnknown() | h.CompensationFailed():

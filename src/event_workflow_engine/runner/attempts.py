@@ -147,7 +147,7 @@ def record_start(saga: Saga[Any, Any], command: StartStep, attempt: int, interru
     if command.args is not None and compensation is not None and attempt == 1:
         retry = () if compensation.retry is COMPENSATION_RETRY else pack_retry(compensation.retry)
         undo = h.Undo(saga.compensation_name(compensation.fn), retry, command.spec.compensate_failed)
-    return h.StepStarted(command.step, attempt, interruptions, undo)
+    return h.StepStarted(command.step, attempt, interruptions, undo, command.spec.child)
 
 
 def record_success(run: SagaRun, command: StartStep, value: Any) -> tuple[Any, Any]:

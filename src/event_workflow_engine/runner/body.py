@@ -15,7 +15,7 @@ from event_workflow_engine.errors import (
     SignalTimeoutError,
     StepFailedError,
 )
-from event_workflow_engine.journal import DEADLINE
+from event_workflow_engine.journal import CHILD, DEADLINE
 from event_workflow_engine.outcomes import Outcome, qualified_name
 from event_workflow_engine.runner.commands import CancelStep, Command, DropTimer, Fail, Finish, SetTimer, StartStep
 from event_workflow_engine.runner.loop import SagaLoop
@@ -250,7 +250,7 @@ class BodyScript:
         """See `Runtime.run_saga`."""
         if self._closed:
             raise self._evicted()
-        step = self._identity(f"~run:{saga.name}", None)
+        step = self._identity(f"{CHILD}{saga.name}", None)
         return self._run_child(saga, StartStep(step, self._child(saga, input, saga_id, step), ()))
 
     async def _run_child(self, saga: Any, command: StartStep) -> Any:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from event_workflow_engine.callables import CallInfo
 from event_workflow_engine.context import StepResults, current_step
 from event_workflow_engine.errors import EngineStateError, StorageError
+from event_workflow_engine.journal import child_id
+from event_workflow_engine.runner.starting import is_id
 from event_workflow_engine.saga import StepSpec
 
 if TYPE_CHECKING:
@@ -69,9 +71,9 @@ class Children:
         self._definitions.resolve(saga)
 
         async def run_child() -> Any:
-            child_id = saga_id if saga_id is not None else f"{current_step().saga_id}/{step}"
+            started = saga_id if saga_id is not None else child_id(current_step().saga_id, step)
             try:
-                result = await self._end_of(saga, value, child_id)
+                result = await self._end_of(saga, value, started)
             finally:
                 self._waiting.pop(_present_task(), None)
             return dict(result) if isinstance(result, StepResults) else result
@@ -83,6 +85,8 @@ class Children:
             name=step,
             action=run_child,
             info=info,
+            # One that is none fails the step, and could not even be written.
+            child=saga_id if is_id(saga_id) else None,
         )
 
     async def _end_of(self, saga: Saga[Any, Any], value: Any, child_id: str) -> Any:

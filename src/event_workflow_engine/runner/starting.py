@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.saga import Saga
     from event_workflow_engine.storage.port import Storage
 
-__all__ = ["NewSaga", "new_saga", "same_or_conflict", "taken_key"]
+__all__ = ["NewSaga", "is_id", "new_saga", "same_or_conflict", "taken_key"]
 
 _MICROS: Final = 1_000_000
 _MAX_ID: Final = 200
@@ -155,6 +155,11 @@ async def taken_key(storage: Storage, new: NewSaga) -> str | None:
     return str(row["saga"])
 
 
+def is_id(saga_id: object) -> bool:
+    """Whether it can be the id of a saga."""
+    return isinstance(saga_id, str) and 0 < len(saga_id) <= _MAX_ID and saga_id.isprintable()
+
+
 def _check_id(saga_id: object) -> None:
-    if not isinstance(saga_id, str) or not saga_id or len(saga_id) > _MAX_ID or not saga_id.isprintable():
+    if not is_id(saga_id):
         raise DefinitionError(f"saga id {str(saga_id)[:50]!r}: a string of 1 to {_MAX_ID} printable characters")

@@ -20,7 +20,7 @@ _DECIMALS: Final = 6
 """The virtual clock is moved by hand, to the microsecond: whoever moves it too short must see it."""
 _MOST: Final = 8
 """A saga may wait for thousands of children at once: so many are told of, those first that go on first."""
-_UNDER_WAY: Final = frozenset(("step", "compensation", "worker", "code", "queue"))
+_UNDER_WAY: Final = frozenset(("step", "compensation", "child", "worker", "code", "queue"))
 _DECIDED: Final = frozenset(("resume", "decision"))
 """What no time ends, nor does it end what else its saga waits for."""
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
@@ -90,7 +90,8 @@ async def look_at(engine: WorkflowEngine, saga_id: str, *, above: frozenset[str]
     handle = engine.handle(saga_id)
     stored, history = await handle.waits_for(), await handle.history()
     children = engine.children_of(saga_id)
-    waits = [wait for wait in stored if wait.kind != "step" or wait.name not in children]
+    told = {("step", step) for step in children} | {("child", child_id) for child_id in children.values()}
+    waits = [wait for wait in stored if (wait.kind, wait.name) not in told]
     waits += [wait for wait in engine.waits_here(saga_id) if wait not in waits]
     above |= {saga_id}
     found = {

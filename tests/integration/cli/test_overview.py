@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from tests.integration.cli.worker import counts
 
-from event_workflow_engine import Saga, SagaStep, WorkflowEngine, saga, sleep, wait_for_signal, waiting
+from event_workflow_engine import Saga, SagaStep, WorkflowEngine, run_saga, saga, sleep, wait_for_signal, waiting
 from event_workflow_engine.cli import overview
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.queues import Queue
@@ -35,10 +35,20 @@ async def sleeps() -> None:
     await sleep(3600)
 
 
+@saga("cli-sleeps-often")
+async def sleeps_often() -> None:
+    await asyncio.gather(*(sleep(3600 + n) for n in range(12)))
+
+
+@saga("cli-asks-ten")
+async def asks_ten() -> None:
+    await asyncio.gather(*(run_saga(asks, id=f"a-{n}") for n in range(10)))
+
+
 async def parked(engine: WorkflowEngine, saga_id: str) -> None:
     rang = asyncio.Event()
     remove = engine.storage.add_bell(rang.set)
-    while (await engine.storage.get("sagas", (saga_id,)) or {})["owner"]:
+    while (row := await engine.storage.get("sagas", (saga_id,))) is None or row["owner"]:
         await rang.wait()
         rang.clear()
     remove()
@@ -46,10 +56,10 @@ async def parked(engine: WorkflowEngine, saga_id: str) -> None:
 
 def test_what_a_saga_waits_for_is_shown(empty: Ewe) -> None:
     async def work(engine: WorkflowEngine) -> None:
-        engine.register(asks, sleeps)
+        engine.register(asks, sleeps, sleeps_often)
         engine.queues.register(Queue("payments"))
         await engine.queues.pause("payments")
-        for one, name in ((asks, "a-1"), (sleeps, "b-1")):
+        for one, name in ((asks, "a-1"), (sleeps, "b-1"), (sleeps_often, "c-1")):
             await engine.start(one, id=name)
             await parked(engine, name)
         for n in (1, 2):
@@ -62,12 +72,47 @@ def test_what_a_saga_waits_for_is_shown(empty: Ewe) -> None:
     assert signal["said"].startswith("waits for signal 'approval' until 20")
     assert signal["at"].endswith("+00:00")
     assert [one["said"] for one in listed["q-2"]] == ["waits in queue 'payments'"]
+    assert listed["c-1"][8]["said"] == "and 4 more"
     assert empty.json("run", "show", "a-1")["waits_for"] == [signal]
     (place,) = empty.json("run", "show", "q-2")["waits_for"]
     assert place["said"] == "waits in queue 'payments' (place 2)"
     shown = empty("run", "show", "b-1").out.splitlines()
     assert re.fullmatch(r"sleeps until 20[-\d]+ [:\d]+Z", shown[2])
     assert re.search(r"waits for signal 'approval' until 20[-\d]+ [:\d]+Z", " ".join(empty("run", "list").out.split()))
+
+
+def test_the_child_that_a_saga_waits_for_is_shown(empty: Ewe) -> None:
+    seen: dict[str, Any] = {}
+
+    async def ewe(*args: str) -> str:
+        process = await asyncio.to_thread(empty.popen, *args)
+        out, _ = await asyncio.to_thread(process.communicate)
+        return str(out)
+
+    async def work(engine: WorkflowEngine) -> None:
+        engine.register(asks, asks_ten)
+        await engine.start(asks_ten, id="p-1")
+        for n in range(10):
+            await parked(engine, f"a-{n}")
+        seen["shown"] = await ewe("run", "show", "p-1")
+        seen["plain"] = json.loads(await ewe("run", "show", "p-1", "--json"))["waits_for"]
+        listed = json.loads(await ewe("run", "list", "--saga", "cli-asks-ten", "--json"))["sagas"]
+        seen["listed"] = listed[0]["waits_for"]
+
+    empty.engine(work)
+    assert seen["shown"].splitlines()[2] == "waits for child saga 'a-0' (cli-asks v1, RUNNING)"
+    assert seen["plain"][3] == {
+        "kind": "child",
+        "name": "a-3",
+        "number": 1,
+        "at": None,
+        "saga": "cli-asks",
+        "state": "RUNNING",
+        "said": "waits for child saga 'a-3' (cli-asks v1, RUNNING)",
+    }
+    assert len(seen["plain"]) == 10
+    assert seen["listed"][:8] == seen["plain"][:8]
+    assert [one["said"] for one in seen["listed"][8:]] == ["and 2 more"]
 
 
 def test_only_a_worker_is_shown_as_the_one_that_has_a_saga(empty: Ewe) -> None:

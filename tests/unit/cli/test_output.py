@@ -46,6 +46,7 @@ def test_json_is_one_line_of_printable_ascii_and_says_the_same(document: object)
 
 
 def test_facts_are_told_with_all_their_fields() -> None:
-    assert plain(StepStarted("pay")) == {"step": "pay", "attempt": 1, "interruptions": 0, "undo": None}
+    told = {"step": "pay", "attempt": 1, "interruptions": 0, "undo": None, "child": None}
+    assert plain(StepStarted("pay")) == told
     assert plain(StepSucceeded("pay", Raw(b'{"id": [1, null]}'))) == {"step": "pay", "result": {"id": [1, None]}}
     assert plain(RollbackPlanned()) == {"plan": [], "skipped": []}

@@ -67,6 +67,7 @@ def test_compensations_are_told_beside_their_steps() -> None:
         (h.SagaStarted("order", 2), "order v2"),
         (h.StepStarted("pay"), "pay"),
         (h.StepStarted("pay", 2, interruptions=1), "pay, attempt 2, again after a crash"),
+        (h.StepStarted("~run:nap", child="nap-1"), "~run:nap, child saga nap-1"),
         (h.StepFailed("pay", "m.No", "x", retry_at=1), "pay: No: x (to be tried again)"),
         (h.RollbackPlanned((h.PlannedCompensation("pay", Outcome.UNKNOWN),)), "pay"),
         (h.RollbackPlanned(), "nothing to undo"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,8 @@ from event_workflow_engine.storage import open_storage
 from event_workflow_engine.testing import StandstillError, fail_times, given, returns
 from event_workflow_engine.testing.observed import ObservedStorage
 from event_workflow_engine.testing.settling import is_calm, settle
-from event_workflow_engine.testing.telling import waits_in_words
+from event_workflow_engine.testing.telling import Waiting, waits_in_words
+from event_workflow_engine.waits import Wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -338,6 +339,12 @@ async def test_who_waits_for_a_saga_of_whose_children_one_acts_is_left_waiting(m
             assert over.is_set()
             await watched.clock.advance(hours=HOURS)
             assert await handle.result() == "done"
+
+
+def test_a_saga_whose_child_has_just_ended_is_under_way() -> None:
+    """What the store says of it: in the engine's memory nobody waits for the child any more."""
+    child = Wait("child", "gift", 1, saga="gift", state="COMPLETED")
+    assert Waiting((child, Wait("sleep", at=datetime.now(UTC))), {}, {}).is_under_way()
 
 
 async def test_who_waits_for_a_saga_whose_children_end_at_once_has_its_result(watched: Watched) -> None:
