@@ -35,12 +35,10 @@ from event_workflow_engine.timers import Alarms
 from event_workflow_engine.workers import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from event_workflow_engine.runner.balance import Tolerance
+    from event_workflow_engine.runner.glance import Glance
     from event_workflow_engine.saga import Saga
     from event_workflow_engine.storage.port import Storage
-    from event_workflow_engine.waits import Wait
 
 __all__ = ["WorkflowEngine"]
 
@@ -361,22 +359,6 @@ class WorkflowEngine:
         """Have sagas go to workers with fewer sooner or later than they do, from the next time that it is entered."""
         self._keeper.tolerance = tolerance
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no action, compensation or write of a saga is under way in this process.
-
-        A step that waits for a child saga is not under way; what the child does is.
-        """
-        return self._keeper.is_idle
-
-    def children_of(self, saga_id: str) -> Mapping[str, str]:
-        """The ids of the child sagas whose ends a saga waits for in this process, by its steps."""
-        return self._keeper.children.of(saga_id)
-
-    def waits_here(self, saga_id: str) -> Sequence[Wait]:
-        """What a saga in this process's memory waits for, but for steps: the store knows only of those that are not."""
-        return self._keeper.waits_here(saga_id)
-
     # -- what handles and the scheduler use --------------------------------------------------------------------------
 
     @property
@@ -409,3 +391,8 @@ class WorkflowEngine:
         """See `SagaHandle.result`."""
         self._require_loop()
         return await self._keeper.ends.wait(saga_id, saga)
+
+
+def glance_at(engine: WorkflowEngine) -> Glance:
+    """What an engine has in memory: for the testing kit, and so no part of the engine that users see."""
+    return engine._keeper.glance  # noqa: SLF001 - of this module

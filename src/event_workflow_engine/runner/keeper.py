@@ -27,8 +27,8 @@ from event_workflow_engine.runner.balance import Tolerance
 from event_workflow_engine.runner.balancing import Balancer
 from event_workflow_engine.runner.children import Children
 from event_workflow_engine.runner.codeless import CodeWatch
-from event_workflow_engine.runner.due import waits_in_memory
 from event_workflow_engine.runner.ends import Ends, log_undone
+from event_workflow_engine.runner.glance import Glance
 from event_workflow_engine.runner.handover import frees, leave
 from event_workflow_engine.runner.leaving import threads
 from event_workflow_engine.runner.resume import resume
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from event_workflow_engine.saga import Saga, StepSpec
     from event_workflow_engine.storage.port import Record, WorkerRef, Written
     from event_workflow_engine.timers import Alarm
-    from event_workflow_engine.waits import Wait
 
 __all__ = ["SagaKeeper"]
 
@@ -100,6 +99,7 @@ class SagaKeeper:
         self.left_behind = False
         """Whether code of sagas was left running in threads: who leaves the engine was cancelled."""
         self._claiming = False
+        self.glance = Glance(self._runs, self.children, lambda: self._claiming or self._due.is_set())
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -361,20 +361,6 @@ class SagaKeeper:
             if self._due_alarm is not None:
                 self._due_alarm.cancel()
             self._due_alarm = self.kit.alarms.at(when, self._due.set)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no code of a saga and no unit is under way, and nothing waits to be claimed.
-
-        Who waits for a child is no code that is under way: the child may be.
-        """
-        busy = any(self.children.acting_on(run) for run in self._runs.values())
-        return not self._due.is_set() and not self._claiming and not busy
-
-    def waits_here(self, saga_id: str) -> list[Wait]:
-        """What a saga in memory waits for, but for steps; empty where it is not in memory."""
-        run = self._runs.get(saga_id)
-        return [] if run is None or run.closed else waits_in_memory(run)
 
     def poke(self) -> None:
         """Sagas may have become free: claim what there is room for."""

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from event_workflow_engine import history as h
+from event_workflow_engine.engine import glance_at
 from event_workflow_engine.waits import said
 
 if TYPE_CHECKING:
@@ -89,10 +90,11 @@ async def look_at(engine: WorkflowEngine, saga_id: str, *, above: frozenset[str]
     """
     handle = engine.handle(saga_id)
     stored, history = await handle.waits_for(), await handle.history()
-    children = engine.children_of(saga_id)
+    glance = glance_at(engine)
+    children = glance.children_of(saga_id)
     told = {("step", step) for step in children} | {("child", child_id) for child_id in children.values()}
     waits = [wait for wait in stored if (wait.kind, wait.name) not in told]
-    waits += [wait for wait in engine.waits_here(saga_id) if wait not in waits]
+    waits += [wait for wait in glance.waits_of(saga_id) if wait not in waits]
     above |= {saga_id}
     found = {
         child_id: None if child_id in above else await look_at(engine, child_id, above=above)

@@ -25,6 +25,7 @@ from event_workflow_engine import (
     sleep,
     wait_for_signal,
 )
+from event_workflow_engine.engine import glance_at
 from event_workflow_engine.errors import EngineStateError, StepFailedError
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.testing import StandstillError, fail_times, given, returns
@@ -269,7 +270,7 @@ async def test_who_waits_for_a_saga_whose_child_waits_for_a_signal_is_left_waiti
     idle = []
 
     def send() -> None:
-        idle.append(watched.engine.is_idle)
+        idle.append(glance_at(watched.engine).is_idle)
         watched.later(child.signal(GO, "went"))
 
     watched.at_look(LONG, send)
