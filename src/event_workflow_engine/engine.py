@@ -25,6 +25,7 @@ from event_workflow_engine.projections import ProjectionManager
 from event_workflow_engine.queues import Queueing, Queues
 from event_workflow_engine.refusals import Refusals
 from event_workflow_engine.runner.definitions import Definitions
+from event_workflow_engine.runner.departure import Departure
 from event_workflow_engine.runner.keeper import SagaKeeper
 from event_workflow_engine.runner.kit import Interceptor, Kit
 from event_workflow_engine.scheduler import WorkflowScheduler
@@ -113,6 +114,7 @@ class WorkflowEngine:
         self._keeper = SagaKeeper(self._definitions, config, self.queues, self.scheduler.look_for_slots)
         self._open: AsyncExitStack | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._departure: Departure | None = None
         self._intercept: Interceptor | None = None
         self.store = EventStore(self._storage, clock=self._clock)
         self.bus = EventBus()
@@ -132,6 +134,8 @@ class WorkflowEngine:
             EngineStateError: It is entered already, or was on an event loop that has ended.
             StorageError: The store cannot be opened; the message says what to do.
         """
+        if self._departure is not None:
+            await self._departure.over()  # who left it may not have waited
         if self._open is not None:
             self._require_loop()
             raise EngineStateError("the engine is entered already; one engine is entered once at a time")
@@ -146,6 +150,8 @@ class WorkflowEngine:
         return self
 
     async def _start(self, stack: AsyncExitStack) -> None:
+        self._departure = Departure(self._keeper.cut_off)
+        haste = self._departure.haste
         if self._owns_storage:
             await stack.enter_async_context(self._storage)
         alarms = Alarms(self._clock)
@@ -171,23 +177,23 @@ class WorkflowEngine:
         alarms.start()
         stack.push_async_callback(alarms.stop)
         if self._config.worker:
-            stack.push_async_callback(self._sign_off, worker)
+            stack.push_async_callback(self._sign_off, worker, kit)
             await worker.start()
         feeder = worker.ref.id if self._config.worker else ""
         self.bus.attach(self.store, worker_id=feeder)
-        stack.push_async_callback(self.bus.stop, timeout=self._config.shutdown_timeout)
+        stack.push_async_callback(self.bus.stop, timeout=self._config.shutdown_timeout, haste=haste)
         await self.bus.start()
         stack.push_async_callback(self.projections.stop)
         await self.projections.start(worker_id=feeder)
-        stack.push_async_callback(self._keeper.stop)
+        stack.push_async_callback(self._keeper.stop, haste)
         self._keeper.start(kit)
         stack.push_async_callback(self.scheduler.stop)
         await self.scheduler.start(self, worker_id=feeder)
         stack.push_async_callback(self._intake.stop)
         self._intake.start()
 
-    async def _sign_off(self, worker: Worker) -> None:
-        await worker.stop(sign_off=not self._keeper.left_behind)
+    async def _sign_off(self, worker: Worker, kit: Kit) -> None:
+        await worker.stop(left_in=(kit.actions, kit.undo) if self._keeper.left_behind else ())
 
     def _pool(self, stack: AsyncExitStack, name: str) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(self._config.threads, thread_name_prefix=name)
@@ -199,12 +205,16 @@ class WorkflowEngine:
         """Let running steps end within the shutdown timeout, hand the sagas over, and close.
 
         Plain functions run in threads, which cannot be cut off: their ends are waited for, and the log says so.
+
+        Cancelling it asks for haste: running steps are cancelled at once, and plain functions are not waited for; their
+        sagas are free for others when they have ended. All the rest is done as ever, and the cancel raised behind it,
+        or after five seconds where the store does not answer. A second cancel is raised at once.
         """
         if self._open is not None:
             self._require_loop()
         opened, self._open = self._open, None
-        if opened is not None:
-            await opened.aclose()
+        if opened is not None and self._departure is not None:
+            await self._departure.leave(opened.aclose)
 
     def _require_loop(self) -> None:
         if self._open is not None and self._loop is not None:

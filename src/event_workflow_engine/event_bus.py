@@ -167,12 +167,18 @@ class EventBus:
             self._connect(subscription)
         self._listen()
 
-    async def stop(self, *, timeout: Duration = 10) -> None:  # noqa: ASYNC109 - it cuts off, and raises nothing
+    async def stop(
+        self,
+        *,
+        timeout: Duration = 10,  # noqa: ASYNC109 - it cuts off, and raises nothing
+        haste: asyncio.Future[None] | None = None,
+    ) -> None:
         """Let handlers end what they have, and let go of durable checkpoints.
 
         Args:
             timeout: After it handlers are cancelled (those in threads are left behind), and what was not handled is a
                 dead letter; that of durable subscriptions is fed again. Seconds or timedelta.
+            haste: When this is done, the timeout is over.
         """
         self._started = False
         self._deliver_committed()
@@ -182,7 +188,7 @@ class EventBus:
         every = [subscription.lanes for subscription in (*self._subscriptions, *self._leaving)]
         for lanes in every:
             lanes.wind_down()
-        await _at_rest(every, seconds(timeout))
+        await _at_rest(every, seconds(timeout), () if haste is None else (haste,))
         for lanes in every:
             await lanes.cut_off()
         feeds, self._feeds = list(self._feeds.values()), {}
@@ -487,9 +493,15 @@ class EventBus:
 _CLASS: Final = type
 
 
-async def _at_rest(every: Sequence[Lanes], timeout: float) -> None:  # noqa: ASYNC109 - it cuts off, and raises nothing
+async def _at_rest(
+    every: Sequence[Lanes],
+    timeout: float,  # noqa: ASYNC109 - it cuts off, and raises nothing
+    haste: Sequence[asyncio.Future[None]],
+) -> None:
     """Wait until none has anything to do: handlers publish to others on the way."""
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
     while (tasks := [task for lanes in every for task in lanes.tasks]) and (left := end - loop.time()) > 0:
-        await asyncio.wait(tasks, timeout=left)
+        if any(one.done() for one in haste):
+            return
+        await asyncio.wait([*tasks, *haste], timeout=left, return_when=asyncio.FIRST_COMPLETED)

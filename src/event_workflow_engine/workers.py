@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from event_workflow_engine.errors import RowConflictError, StorageError
@@ -15,7 +16,8 @@ from event_workflow_engine.ids import uuid7
 from event_workflow_engine.storage.port import Row, Unit, WorkerRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Executor
 
     from event_workflow_engine.storage.liveness import Liveness
     from event_workflow_engine.storage.port import Storage
@@ -108,23 +110,35 @@ class Worker:
         }
         await self._storage.write(Unit(uuid7(), now, rows=(Row("workers", op, (self.ref.id,), values, where),)))
 
-    async def stop(self, *, sign_off: bool = True) -> None:
-        """End its tasks.
+    async def stop(self, *, left_in: Sequence[Executor] = ()) -> None:
+        """End its tasks, and sign off: what the caller has not handed over is free.
 
         Args:
-            sign_off: The caller has handed its sagas over. Else those that it has left stay its own, for as long as
-                others take it for alive.
+            left_in: Where code of sagas goes on in threads, which the caller has left. What this worker has stays its
+                own until that has ended, but no longer than others take it for alive.
         """
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if not sign_off:
-            return
-        with contextlib.suppress(StorageError):
-            await self._storage.perform(
-                "bury_worker", beat=None, id=self.ref.id, incarnation=self.ref.incarnation, now=self._now()
-            )
+        try:
+            tasks, self._tasks = self._tasks, []
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if not left_in:
+                with contextlib.suppress(StorageError):
+                    await self._storage.perform(
+                        "bury_worker", beat=None, id=self.ref.id, incarnation=self.ref.incarnation, now=self._now()
+                    )
+        finally:  # where it could not be buried, others do that as soon as it does not show that it lives
+            if left_in:
+                # No task: the loop may end before the threads do.
+                threading.Thread(
+                    target=self._release_behind, args=(left_in,), name="ewe-left-behind", daemon=True
+                ).start()
+            else:
+                self._liveness.release(self.ref.id)
+
+    def _release_behind(self, pools: Sequence[Executor]) -> None:
+        for pool in pools:
+            pool.shutdown(wait=True, cancel_futures=True)
         self._liveness.release(self.ref.id)
 
     # -- this one ----------------------------------------------------------------------------------------------------

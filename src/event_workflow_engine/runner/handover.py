@@ -29,6 +29,7 @@ async def leave(
     drop: Callable[[SagaRun], None],
     children: Children,
     timeout: float,  # noqa: ASYNC109 - code is asked to end
+    haste: asyncio.Future[None],
 ) -> None:
     """Let the actions of sagas end that begin nothing more, and hand all over.
 
@@ -42,23 +43,33 @@ async def leave(
         drop: Takes one out of them.
         children: Tells which steps only wait for child sagas: one that sleeps would take all the time there is.
         timeout: Seconds for what runs; behind them async code is cancelled.
+        haste: When this is done, they are over, and threads are left to themselves with their sagas.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    while runs and (left := deadline - loop.time()) > 0:
+    while runs and not haste.done() and (left := deadline - loop.time()) > 0:
         busy = [future for run in runs.values() for future in children.acting_on(run)]
         if not busy:
             break
-        await asyncio.wait([*busy, children.next_wait()], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*busy, children.next_wait(), haste], timeout=left, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.sleep(0)
     await _hand_over([run for run in runs.values() if not threads(run)], drop)
+    says_at = loop.time()
     while held := {run.saga_id: ended for run in (*runs.values(), *acting) if (ended := threads(run))}:
-        steps = ", ".join(f"{', '.join(names)} of saga {saga}" for saga, names in held.items())
-        _log.warning("leaving waits for code in threads, which cannot be cut off: %s. Until it has ended, or this "
-                     "process has, nobody else runs it", steps)  # fmt: skip
+        if haste.done():
+            return
+        if loop.time() >= says_at:
+            says_at = loop.time() + _SAYS_AGAIN_S
+            _say(held)
         futures = [future for one in held.values() for future in one.values()]
-        await asyncio.wait(futures, timeout=_SAYS_AGAIN_S)
+        await asyncio.wait([*futures, haste], timeout=says_at - loop.time(), return_when=asyncio.FIRST_COMPLETED)
     await _hand_over(list(runs.values()), drop)
+
+
+def _say(held: Mapping[str, Mapping[str, object]]) -> None:
+    steps = ", ".join(f"{', '.join(names)} of saga {saga}" for saga, names in held.items())
+    _log.warning("leaving waits for code in threads, which cannot be cut off: %s. Until it has ended, or this "
+                 "process has, nobody else runs it", steps)  # fmt: skip
 
 
 async def _hand_over(runs: Sequence[SagaRun], drop: Callable[[SagaRun], None]) -> None:

@@ -97,7 +97,7 @@ class SagaKeeper:
         self._balancer: Balancer | None = None
         self.tolerance = Tolerance()
         self.left_behind = False
-        """Whether code of sagas was left running in threads: who leaves the engine was cancelled."""
+        """Whether code of sagas was left running in threads: there was haste."""
         self._claiming = False
         self.glance = Glance(self._runs, self.children, lambda: self._claiming or self._due.is_set())
 
@@ -131,15 +131,19 @@ class SagaKeeper:
             self._balancer.start()
             self.spawn(CodeWatch(kit, self._definitions).look_for_ever())
 
-    async def stop(self) -> None:
-        """Let running actions end, hand every saga over, and wait for code that cannot be cut off."""
+    async def stop(self, haste: asyncio.Future[None]) -> None:
+        """Let running actions end, hand every saga over, and wait for code that cannot be cut off.
+
+        Args:
+            haste: When this is done, nothing is waited for any more.
+        """
         self._accepting = False
         try:
             await self._stop_claiming()
             for run in self._runs.values():
                 run.draining = True
             timeout = seconds(self._config.shutdown_timeout)
-            await leave(self._runs, self._acting, self._drop, self.children, timeout)
+            await leave(self._runs, self._acting, self._drop, self.children, timeout, haste)
         finally:
             self.left_behind = any(threads(run) for run in (*self._runs.values(), *self._acting))
             for run in list(self._runs.values()):
@@ -155,8 +159,19 @@ class SagaKeeper:
                 self._due_alarm = None
             for task in list(self._tasks):
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            self._kit = None
+            try:
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+            finally:
+                self._kit = None
+
+    def cut_off(self) -> None:
+        """Let nothing begin, and end what runs but for threads; `stop` hands it over."""
+        self._accepting = False
+        if self._claimer is not None:
+            self._claimer.cancel()
+        for run in self._runs.values():
+            if not threads(run):
+                run.evict()
 
     async def _stop_claiming(self) -> None:
         balancer, self._balancer = self._balancer, None
