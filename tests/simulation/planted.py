@@ -11,6 +11,7 @@ import msgspec
 
 from event_workflow_engine import history as h
 from event_workflow_engine import planner
+from event_workflow_engine._scheduling.firing import Firing
 from event_workflow_engine.context import StepContext
 from event_workflow_engine.errors import StorageError
 from event_workflow_engine.feeds import Feed, Tail
@@ -416,18 +417,18 @@ def slots_of_a_dead_worker_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     async def never(_: Any) -> None:
         return
 
-    patch.setattr(WorkflowScheduler, "_repair", never)
+    patch.setattr(Firing, "_repair", never)
 
 
 @planted
 def what_was_missed_is_run_whatever_the_policy(patch: pytest.MonkeyPatch) -> None:
-    slots = WorkflowScheduler._slots
+    slots = Firing._slots
 
-    def always(self: WorkflowScheduler, row: Any, slot: int, now: int) -> Any:
+    def always(self: Firing, row: Any, slot: int, now: int) -> Any:
         fired, following = slots(self, row, slot, now)
         return fired or [slot], following
 
-    patch.setattr(WorkflowScheduler, "_slots", always)
+    patch.setattr(Firing, "_slots", always)
 
 
 # -- readers of the log ----------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""The parts of `WorkflowScheduler`: what can run, and the firing of slots."""
