@@ -230,7 +230,7 @@ class WorkflowEngine:
         """
         new = [saga for saga in sagas if self._definitions.add(saga)]
         if new and self._open is not None:
-            self._keeper.code_came()
+            self._keeper.claims.code_came()
             self.scheduler.code_came()
 
     @overload
@@ -328,7 +328,7 @@ class WorkflowEngine:
 
     def _queue_came(self) -> None:
         if self._open is not None:
-            self._keeper.poke()
+            self._keeper.claims.look()
 
     @overload
     def handle(self, id: str) -> SagaHandle[Any]: ...

@@ -21,6 +21,7 @@ from event_workflow_engine.outcomes import Outcome
 from event_workflow_engine.runner import attempts, keeper, resume, rollback
 from event_workflow_engine.runner.body import BodyScript
 from event_workflow_engine.runner.children import Children
+from event_workflow_engine.runner.claiming import Claimer
 from event_workflow_engine.runner.definitions import Definitions
 from event_workflow_engine.runner.mail import Mail
 from event_workflow_engine.runner.pen import Pen
@@ -370,7 +371,7 @@ def sagas_that_stand_are_not_looked_at_when_code_comes(patch: pytest.MonkeyPatch
     async def never(_: Any) -> None:
         return
 
-    patch.setattr(keeper.SagaKeeper, "_retry_standing", never)
+    patch.setattr(Claimer, "_retry_standing", never)
 
 
 # -- children --------------------------------------------------------------------------------------------------------
@@ -388,7 +389,7 @@ def a_child_begins_anew_with_each_attempt(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def a_start_without_an_answer_is_not_looked_for(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(keeper.SagaKeeper, "_doubt_what_is_owned", lambda _: None)
+    patch.setattr(Claimer, "doubt", lambda _: None)
 
 
 # -- schedules -------------------------------------------------------------------------------------------------------
@@ -474,7 +475,7 @@ def a_failed_look_at_the_inbox_is_a_look(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def a_failed_claim_is_not_made_again(patch: pytest.MonkeyPatch) -> None:
-    claim = keeper.SagaKeeper._claim_due
+    claim = Claimer._claim_due
 
     async def once(self: Any) -> None:
         try:
@@ -482,7 +483,7 @@ def a_failed_claim_is_not_made_again(patch: pytest.MonkeyPatch) -> None:
         except StorageError:
             return
 
-    patch.setattr(keeper.SagaKeeper, "_claim_due", once)
+    patch.setattr(Claimer, "_claim_due", once)
 
 
 # -- single calls that fail ------------------------------------------------------------------------------------------
@@ -504,4 +505,4 @@ def code_that_came_is_forgotten_where_the_look_fails(patch: pytest.MonkeyPatch) 
         if came:
             await self._retry_standing()
 
-    patch.setattr(keeper.SagaKeeper, "_look_at_code", once)
+    patch.setattr(Claimer, "_look_at_code", once)

@@ -1,41 +1,35 @@
-"""Keeps the sagas that are in memory: starts them, claims those that are due, resumes, evicts, hands over."""
+"""Keeps the sagas that are in memory: starts them, has those claimed that are due, hears of them, hands them over."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from event_workflow_engine.clock import seconds
 from event_workflow_engine.errors import (
-    DecodeError,
     EngineStateError,
     OwnershipLostError,
     RowConflictError,
     StorageError,
     VersionConflictError,
 )
-from event_workflow_engine.ids import uuid7
-from event_workflow_engine.journal import inbox_stream, saga_stream
 from event_workflow_engine.locks import SagaLocks
 from event_workflow_engine.runner.acting import Acting
-from event_workflow_engine.runner.admission import Admission
 from event_workflow_engine.runner.balance import Tolerance
 from event_workflow_engine.runner.balancing import Balancer
 from event_workflow_engine.runner.children import Children
+from event_workflow_engine.runner.claiming import Claimer
 from event_workflow_engine.runner.codeless import CodeWatch
 from event_workflow_engine.runner.ends import Ends, log_undone
 from event_workflow_engine.runner.glance import Glance
 from event_workflow_engine.runner.handover import frees, leave
 from event_workflow_engine.runner.leaving import threads
-from event_workflow_engine.runner.resume import resume
 from event_workflow_engine.runner.run import SagaRun
 from event_workflow_engine.runner.starting import new_saga, same_or_conflict, taken_key
 from event_workflow_engine.state_machine import WorkflowState
-from event_workflow_engine.storage.port import Row, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -46,17 +40,12 @@ if TYPE_CHECKING:
     from event_workflow_engine.runner.kit import Kit
     from event_workflow_engine.runner.starting import NewSaga
     from event_workflow_engine.saga import Saga, StepSpec
-    from event_workflow_engine.storage.port import Record, WorkerRef, Written
-    from event_workflow_engine.timers import Alarm
+    from event_workflow_engine.storage.port import Rows, Unit, WorkerRef, Written
 
 __all__ = ["SagaKeeper"]
 
 _log: Final = logging.getLogger("event_workflow_engine.runner")
-_MICROS: Final = 1_000_000
-_BATCH: Final = 500
 _BACK_OFF_S: Final = 0.5
-_LOOKS_A_LEASE: Final = 4
-"""How often a worker looks again for what a claim without an answer has brought it: on its way it can be late."""
 
 
 class SagaKeeper:
@@ -83,23 +72,16 @@ class SagaKeeper:
         self.ends = Ends(definitions, self._runs)
         self.children = Children(definitions, self.ends, self.start_saga)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._claimer: asyncio.Task[None] | None = None
-        self._due = asyncio.Event()
-        self._due_alarm: Alarm | None = None
-        self._code_came = False
-        self._strays = False
-        self._looks_left = 0
+        self.claims = Claimer(definitions, config, queues, self._runs, self._locks, self._drop, self._claimed)
         self._lost: list[str] = []
         self._looking = False
         self._accepting = False
         self._removers: list[Callable[[], None]] = []
-        self._admission: Admission
         self._balancer: Balancer | None = None
         self.tolerance = Tolerance()
         self.left_behind = False
         """Whether code of sagas was left running in threads: there was haste."""
-        self._claiming = False
-        self.glance = Glance(self._runs, self.children, lambda: self._claiming or self._due.is_set())
+        self.glance = Glance(self._runs, self.children, self.claims.is_busy)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -118,16 +100,12 @@ class SagaKeeper:
         """Begin to accept, claim and resume."""
         self._kit = kit
         self.left_behind = False
-        self._due = asyncio.Event()
-        self._due.set()
-        self._code_came = True
         self._accepting = True
         self.ends.start(kit)
-        self._admission = Admission(kit, self._definitions, self._room, self._held, self._resume_rows)
+        self.claims.start(kit)
         self._removers = [kit.storage.add_commit_hook(self._committed), kit.storage.add_bell(self._rung, own=False)]
         if self._config.worker:
-            self._claimer = asyncio.create_task(self._claim_for_ever(), name="ewe-claims")
-            self._balancer = Balancer(kit, self._runs, self.tolerance, self._admission.keeps)
+            self._balancer = Balancer(kit, self._runs, self.tolerance, self.claims.admission.keeps)
             self._balancer.start()
             self.spawn(CodeWatch(kit, self._definitions).look_for_ever())
 
@@ -139,7 +117,10 @@ class SagaKeeper:
         """
         self._accepting = False
         try:
-            await self._stop_claiming()
+            balancer, self._balancer = self._balancer, None
+            if balancer is not None:
+                await balancer.stop()
+            await self.claims.stop()
             for run in self._runs.values():
                 run.draining = True
             timeout = seconds(self._config.shutdown_timeout)
@@ -154,9 +135,6 @@ class SagaKeeper:
                 remove()
             self.ends.stop()
             self.children.stop()
-            if self._due_alarm is not None:  # of this life's: the next life's would wait for one that never rings
-                self._due_alarm.cancel()
-                self._due_alarm = None
             for task in list(self._tasks):
                 task.cancel()
             try:
@@ -167,20 +145,10 @@ class SagaKeeper:
     def cut_off(self) -> None:
         """Let nothing begin, and end what runs but for threads; `stop` hands it over."""
         self._accepting = False
-        if self._claimer is not None:
-            self._claimer.cancel()
+        self.claims.cut_off()
         for run in self._runs.values():
             if not threads(run):
                 run.evict()
-
-    async def _stop_claiming(self) -> None:
-        balancer, self._balancer = self._balancer, None
-        if balancer is not None:
-            await balancer.stop()
-        claimer, self._claimer = self._claimer, None
-        if claimer is not None:
-            claimer.cancel()
-            await asyncio.gather(claimer, return_exceptions=True)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """See `Host.spawn`."""
@@ -243,7 +211,7 @@ class SagaKeeper:
     async def _leave_waiting(self, new: NewSaga) -> None:
         """No room, no worker here, or a queue: it waits in the store."""
         await self.kit.storage.write(new.waiting_unit())
-        self._due.set()
+        self.claims.look()
         self.ends.left(new.id)
         self.ends.look()
 
@@ -270,7 +238,7 @@ class SagaKeeper:
         else:
             self.ends.left(run.saga_id)
         if run.parked_until is not None:
-            self._wake_by(run.parked_until)
+            self.claims.wake_by(run.parked_until)
 
     def run_lost(self, run: SagaRun, error: BaseException) -> None:
         """See `Host.run_lost`: what was in memory is dropped; the store says what is true."""
@@ -281,8 +249,8 @@ class SagaKeeper:
             self._drop(run)
             accepted.set_exception(error)
             if isinstance(error, StorageError) and not isinstance(error, (OwnershipLostError, RowConflictError)):
-                self._doubt_what_is_owned()  # it may have been accepted, as this worker's
-                self._due.set()
+                self.claims.doubt()  # it may have been accepted, as this worker's
+                self.claims.look()
             return
         if isinstance(error, StorageError) and not isinstance(error, (OwnershipLostError, RowConflictError)):
             _log.error("saga %s could not be written and is loaded again: %s", run.saga_id, error)
@@ -314,7 +282,7 @@ class SagaKeeper:
                 )
             except StorageError:
                 continue
-            self.code_came()  # where it stood, what was not written may be that it stands no more
+            self.claims.code_came()  # where it stood, what was not written may be that it stands no more
             self.ends.look()
             return
 
@@ -324,14 +292,14 @@ class SagaKeeper:
         full = len(self._runs) + 1 >= self._config.max_running
         self._acting.left(run)
         if full or run.journal.queue is not None:
-            self._due.set()
+            self.claims.look()
 
     # -- being woken -------------------------------------------------------------------------------------------------
 
     def _committed(self, batch: Sequence[tuple[Unit, Written]]) -> None:
         runs, me = self._runs, self.kit.worker.id
-        if self._admission.moved_by(batch):
-            self._due.set()
+        if self.claims.admission.moved_by(batch):
+            self.claims.look()
         for unit, _ in batch:
             if unit.worker is None and unit.appends:
                 stream = unit.appends[0].stream
@@ -340,17 +308,17 @@ class SagaKeeper:
                     if run is not None and not run.parking:
                         run.wake()
                     else:  # it is not in memory, or was about to leave it and did so in the same batch
-                        self._due.set()
+                        self.claims.look()
                 elif stream.startswith("saga-"):  # a new one that nobody owns
-                    self._due.set()
+                    self.claims.look()
             elif unit.worker is not None and unit.worker.id != me and frees(unit, me):
-                self._due.set()  # by another engine in this process
+                self.claims.look()  # by another engine in this process
         self.ends.look()
 
     def _rung(self) -> None:
         """Something was committed by another process, maybe for a saga of ours."""
         self.ends.look()
-        self._due.set()
+        self.claims.look()
         if self._runs and not self._looking:
             self._looking = True
             self.spawn(self._wake_signalled())
@@ -371,15 +339,9 @@ class SagaKeeper:
             if run is not None:
                 run.wake()
 
-    def _wake_by(self, when: int) -> None:
-        if self._due_alarm is None or self._due_alarm.callback is None or when < self._due_alarm.due:
-            if self._due_alarm is not None:
-                self._due_alarm.cancel()
-            self._due_alarm = self.kit.alarms.at(when, self._due.set)
-
-    def poke(self) -> None:
-        """Sagas may have become free: claim what there is room for."""
-        self._due.set()
+    def _claimed(self, rows: Rows) -> None:
+        if self._balancer is not None:
+            self._balancer.claimed(rows)
 
     def offer(self) -> dict[str, Any]:
         """See `WorkerOwner.offer`."""
@@ -392,184 +354,19 @@ class SagaKeeper:
 
     def worker_gone(self) -> None:
         """See `WorkerOwner.worker_gone`."""
-        self._due.set()
+        self.claims.look()
         self._on_gone()
 
     def worker_reborn(self, ref: WorkerRef) -> None:
         """See `WorkerOwner.worker_reborn`: what is in memory is others' now, and nothing is recorded of it."""
         self._let_go()
         self.kit.worker = ref
-        self._due.set()
+        self.claims.look()
 
     def worker_sure_again(self) -> None:
         """See `WorkerOwner.worker_sure_again`: sagas that were let go of meanwhile are still this worker's."""
-        self._strays = True
-        self._due.set()
+        self.claims.look_for_strays()
 
     def _let_go(self) -> None:
         for run in list(self._runs.values()):
             run.lose(OwnershipLostError("this worker was taken for dead"))
-
-    def code_came(self) -> None:
-        """A saga was registered: those that wait for it can go on."""
-        self._code_came = True
-        self._due.set()
-
-    async def _claim_for_ever(self) -> None:
-        while True:
-            await self._due.wait()
-            self._due.clear()
-            self._claiming = True
-            try:
-                if self._strays:
-                    self._strays = False
-                    await self._release_strays()
-                if self.kit.is_sure():
-                    await self._claim_due()
-                await self._look_at_code()
-            except StorageError as error:
-                _log.warning("claiming sagas failed, trying again: %s", error)
-                self._doubt_what_is_owned()  # a claim whose answer was lost may have been made
-                await asyncio.sleep(_BACK_OFF_S)
-                self._due.set()
-            except Exception:  # noqa: BLE001 - nothing else would claim sagas if this task ended
-                _log.exception("claiming sagas failed, trying again")
-                await asyncio.sleep(_BACK_OFF_S)
-                self._due.set()
-            finally:
-                self._claiming = False
-
-    async def _release_strays(self) -> None:
-        """Sagas that are this worker's by their rows but not in its memory go to whoever claims them next."""
-        kit = self.kit
-        try:
-            # In its turn among all that is written, so behind the end of a claim whose answer was lost.
-            await kit.storage.perform("release_sagas", worker=kit.worker.id, fences="{}", now=kit.now())
-            rows = await kit.storage.query("owned_sagas", worker=kit.worker.id)
-            strays = {row["id"]: row["fence"] for row in rows if row["id"] not in self._runs}
-            ending = [one for one in strays if self._locks.held(one)]
-            if ending:  # their code has not ended, and nobody shall run them beside it
-                strays = {one: fence for one, fence in strays.items() if one not in ending}
-                self._strays = True
-                self._wake_by(kit.now() + int(_BACK_OFF_S * _MICROS))
-            if strays:
-                fences = msgspec.json.encode(strays).decode()
-                await kit.storage.perform("release_sagas", worker=kit.worker.id, fences=fences, now=kit.now())
-            if self._looks_left > 0:
-                self._looks_left -= 1
-                kit.loop.call_later(seconds(self._config.lease) / _LOOKS_A_LEASE, self._look_for_strays)
-        except StorageError:
-            self._strays = True
-            raise
-
-    def _doubt_what_is_owned(self) -> None:
-        self._strays = True
-        self._looks_left = _LOOKS_A_LEASE  # what was sent may be done yet
-
-    def _look_for_strays(self) -> None:
-        self._strays = True
-        self._due.set()
-
-    async def _claim_due(self) -> None:
-        kit = self.kit
-        await self._queues.settle()
-        await self._admission.look()
-        while len(self._definitions):
-            room = min(self._room(), _BATCH)
-            if room <= 0:
-                return
-            rows = await kit.storage.perform(
-                "claim_sagas", worker=kit.worker.id, now=kit.now(), limit=room, sagas=self._definitions.names_json
-            )
-            await self._resume_rows(rows)
-            if len(rows) < room:
-                break
-        look_by = await self._admission.serve()
-        if look_by is not None:
-            self._wake_by(look_by)
-        next_wake = await kit.storage.query("next_wake", sagas=self._definitions.names_json)
-        if next_wake and next_wake[0]["wake_at"] is not None:
-            self._wake_by(next_wake[0]["wake_at"])
-
-    def _room(self) -> int:
-        return self._config.max_running - len(self._runs)
-
-    def _held(self, queue: str) -> int:
-        places = [run.journal.queue for run in self._runs.values()]
-        return sum(place is not None and place.queue == queue for place in places)
-
-    async def _look_at_code(self) -> None:
-        if not self._code_came:
-            return
-        self._code_came = False
-        try:
-            await self._retry_standing()
-        except BaseException:
-            self._code_came = True  # nobody says it again
-            raise
-
-    async def _retry_standing(self) -> None:
-        """Sagas that stand because of their code may match what is registered now (rule 11)."""
-        after = ""
-        while True:
-            page = await self.kit.storage.query(
-                "sagas_page", state=WorkflowState.NEEDS_INTERVENTION.value, saga=None, after=after, limit=_BATCH
-            )
-            for row in page:
-                after = row["id"]
-                if row["ended_at"] is None and self._definitions.find(row["saga"], row["saga_version"]) is not None:
-                    claimed = await self.kit.storage.perform("claim_saga", worker=self.kit.worker.id, id=row["id"])
-                    await self._resume_rows(claimed, retry_code=True)
-                    if not claimed:  # somebody, maybe this worker, has just looked at it and is about to let go of it
-                        self.kit.loop.call_later(_BACK_OFF_S, self.code_came)
-            if len(page) < _BATCH:
-                return
-
-    async def _resume_rows(self, rows: Sequence[dict[str, Any]], *, retry_code: bool = False) -> None:
-        if not rows:
-            return
-        if self._balancer is not None:
-            self._balancer.claimed(rows)
-        streams = [stream for row in rows for stream in (saga_stream(row["id"]), inbox_stream(row["id"]))]
-        by_stream: defaultdict[str, list[Record]] = defaultdict(list)
-        for record in await self.kit.storage.read_streams(streams):
-            by_stream[record.stream].append(record)
-        for row in rows:
-            saga_id = row["id"]
-            journal, inbox = by_stream[saga_stream(saga_id)], by_stream[inbox_stream(saga_id)]
-            place = self._admission.place_of(journal)
-            if place is not None and not retry_code and self._admission.is_full(place):
-                await self._admission.give_back(row, place)
-            elif self._locks.held(saga_id):
-                # Code of its former life has not ended; the others do not wait for that.
-                self.spawn(self._resume_when_free(row, journal, inbox, retry_code=retry_code))
-            else:
-                await self._locks.acquire(saga_id)
-                self._resume_one(row, journal, inbox, retry_code=retry_code)
-
-    async def _resume_when_free(
-        self, row: dict[str, Any], journal: Sequence[Record], inbox: Sequence[Record], *, retry_code: bool
-    ) -> None:
-        await self._locks.acquire(row["id"])
-        self._resume_one(row, journal, inbox, retry_code=retry_code)
-
-    def _resume_one(
-        self, row: dict[str, Any], journal: Sequence[Record], inbox: Sequence[Record], *, retry_code: bool
-    ) -> None:
-        saga = self._definitions.find(row["saga"], row["saga_version"])
-        assert saga is not None, "only registered sagas are claimed"
-        run = SagaRun(self.kit, saga, self._definitions.dag(saga), row["id"], row["fence"])
-        self._runs[run.saga_id] = run
-        try:
-            resume(run, journal, inbox, row=row, retry_code=retry_code)
-        except DecodeError as error:
-            run.evict()
-            self._drop(run)
-            _log.error("saga %s needs intervention: %s", run.saga_id, error)
-            self.spawn(self._set_aside(run))
-
-    async def _set_aside(self, run: SagaRun) -> None:
-        """Its journal cannot be read, so nothing can be appended to it; its row says that it stands."""
-        kit, stands = self.kit, {"state": WorkflowState.NEEDS_INTERVENTION.value, "owner": "", "wake_at": None}
-        row = Row("sagas", "update", (run.saga_id,), stands, {"owner": kit.worker.id, "fence": run.fence})
-        await kit.storage.write(Unit(uuid7(), kit.now(), rows=(row,), worker=kit.worker))
