@@ -23,6 +23,7 @@ from event_workflow_engine.runner.body import BodyScript
 from event_workflow_engine.runner.children import Children
 from event_workflow_engine.runner.claiming import Claimer
 from event_workflow_engine.runner.definitions import Definitions
+from event_workflow_engine.runner.forward import Forward
 from event_workflow_engine.runner.mail import Mail
 from event_workflow_engine.runner.pen import Pen
 from event_workflow_engine.runner.rollback import Rollback
@@ -143,13 +144,13 @@ def a_commit_is_acknowledged_before_it_is_made(patch: pytest.MonkeyPatch) -> Non
 
 @planted
 def an_action_begins_before_its_start_is_on_disk(patch: pytest.MonkeyPatch) -> None:
-    act = SagaRun._act
+    launch = Forward.launch_boarded
 
-    def at_once(self: SagaRun) -> None:
-        self._aboard = len(self.starting)
-        act(self)
+    def at_once(self: Forward) -> None:
+        self.board()
+        launch(self)
 
-    patch.setattr(SagaRun, "_act", at_once)
+    patch.setattr(Forward, "launch_boarded", at_once)
 
 
 @planted
@@ -289,28 +290,29 @@ def an_interrupted_compensation_counts_as_done(patch: pytest.MonkeyPatch) -> Non
 
 @planted
 def an_interrupted_step_counts_as_not_done(patch: pytest.MonkeyPatch) -> None:
-    def interrupted(run: Any, state: Any) -> None:
+    def interrupted(run: Any, state: Any, **_: Any) -> None:
         fact = h.StepFailed(state.step, "Interrupted", "", state.attempt)
         resume._check_requested(run, state.step)
         run.emit(fact)
-        run.tell(fact, None, ValueError(""))
-        run.conclude()
+        run.forward.tell(fact, None, ValueError(""))
+        run.forward.conclude()
 
     patch.setattr(resume, "_interrupted", interrupted)
 
 
 @planted
 def a_rollback_begins_beside_steps_in_flight(patch: pytest.MonkeyPatch) -> None:
-    conclude = SagaRun.conclude
+    conclude = Forward.conclude
 
-    def hasty(self: SagaRun) -> None:
-        if self.doom is not None and self.journal.open_steps:
-            for step, state in list(self.journal.steps.items()):
+    def hasty(self: Forward) -> None:
+        run = self._run
+        if self.doom is not None and run.journal.open_steps:
+            for step, state in list(run.journal.steps.items()):
                 if not state.settled:
-                    self.emit(h.StepFailed(step, "Given up", "", state.attempt))
+                    run.emit(h.StepFailed(step, "Given up", "", state.attempt))
         conclude(self)
 
-    patch.setattr(SagaRun, "conclude", hasty)
+    patch.setattr(Forward, "conclude", hasty)
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def ready_action(run: SagaRun, command: StartStep) -> ReadyAction:
     """All that launching needs and that does not depend on when that is."""
     step, spec, kit = command.step, command.spec, run.kit
     number = run.journal.steps[step].attempt
-    attempt = Attempt(step, kit, run, run.saga.settle_timeout)
+    attempt = Attempt(step, kit, run.forward, run.saga.settle_timeout)
     context: StepContext[Any] = StepContext(
         run.place, step, run.input, run.results, run.key_prefix + step, number, run.fence, None, attempt
     )

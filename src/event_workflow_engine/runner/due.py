@@ -29,7 +29,7 @@ def next_wake(run: SagaRun) -> int | None:
         return None
     if run.paused or journal.state is WorkflowState.NEEDS_INTERVENTION:
         return None
-    return earliest_wake(journal, run.script.awaited_timers if run.script is not None else ())
+    return earliest_wake(journal, _awaited_timers(run))
 
 
 def what_it_waits_for(run: SagaRun) -> str | None:
@@ -43,8 +43,13 @@ def waits_in_memory(run: SagaRun) -> list[Wait]:
 
 
 def _awaited(run: SagaRun) -> tuple[Journal, Iterable[str], Iterable[tuple[str, str | None]]]:
-    script = run.script
+    script = run.forward.script
     return (run.journal, (), ()) if script is None else (run.journal, script.awaited_timers, script.awaited_signals)
+
+
+def _awaited_timers(run: SagaRun) -> Iterable[str]:
+    script = run.forward.script
+    return () if script is None else script.awaited_timers
 
 
 def fire_due(run: SagaRun) -> None:
@@ -53,16 +58,17 @@ def fire_due(run: SagaRun) -> None:
     overdue = journal.deadline is not None and journal.deadline <= now
     if overdue and not journal.deadline_passed and not journal.failing:
         _fire(run, DEADLINE)
-    awaited = set(run.script.awaited_timers) if run.script is not None else set()
+    awaited = set(_awaited_timers(run))
     for timer, due in sorted(journal.timers.items(), key=lambda item: item[1]):
         if due <= now and timer in awaited:
             _fire(run, timer)
     for step, due in list(journal.retries.items()):
         if due <= now:
-            run.retry(step)
+            half = run.rollback if journal.failing else run.forward
+            half.retry(step)
 
 
 def _fire(run: SagaRun, timer: str) -> None:
     fact = h.TimerFired(timer)
     run.emit(fact)
-    run.tell(fact)
+    run.forward.tell(fact)

@@ -167,7 +167,7 @@ class Ends:
         """What the saga's caller is told, from the run that ended or else from the store."""
         kit = self._opened()
         if run is not None:
-            return conclude(run.journal, saga or run.saga, kit.codec, run.by_name, run.cause)
+            return conclude(run.journal, saga or run.saga, kit.codec, run.by_name, run.forward.cause)
         return await self._read(await self._row(saga_id), saga)
 
     async def _row(self, saga_id: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def is_wanted_elsewhere(run: SagaRun) -> bool:
 
 def leave(run: SagaRun) -> None:
     """Go where it is wanted; it may leave."""
-    run.withheld = True
+    run.leaving = True
     run.flush()
 
 

@@ -87,7 +87,7 @@ class Mail:
         elif isinstance(entry, h.SignalSent):
             signal = h.SignalReceived(entry.name, entry.payload, cursor)
             run.emit(signal)
-            run.tell(signal)
+            run.forward.tell(signal)
         elif isinstance(entry, h.CancelSent):
             self._cancel(h.CancelRequested(entry.reason, cursor))
 
@@ -97,4 +97,4 @@ class Mail:
         if run.paused:
             # Who cancels a paused saga wants it undone, not asleep.
             run.unpause(cancel.cursor)
-        run.tell(cancel)
+        run.forward.tell(cancel)

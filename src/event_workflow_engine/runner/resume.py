@@ -54,7 +54,6 @@ def resume(
     state = run.journal
     if state.started is None:
         raise DecodeError(f"saga {run.saga_id!r} has a row and no journal: the store was altered by hand")
-    run.handed_over = state.handed_over
     run.pen.loaded(stored=state.version, seen=state.cursor, state=WorkflowState(row["state"]))
     if state.ended:
         run.flush()
@@ -150,7 +149,7 @@ def _set_up_without_script(run: SagaRun) -> None:
     """For the rollback, which never replays the body."""
     _set_up(run)
     _remember_results(run)
-    run.close_script()
+    run.forward.close()
 
 
 def _undo(run: SagaRun, decision: _Decision) -> None:
@@ -163,17 +162,13 @@ def _undo(run: SagaRun, decision: _Decision) -> None:
         certain = state.status == "waiting" and not may_have_happened(state, run.saga.specs.get(state.step))
         kind = h.StepFailed if certain else h.StepUnknown
         run.emit(kind(state.step, state.error_type or "Interrupted", state.message or why, state.attempt))
-    run.doom = Fail("SagaCancelled", decision.why or "cancelled", None, "cancelled")
-    run.rollback.begin()
+    run.rollback.begin(Fail("SagaCancelled", decision.why or "cancelled", None, "cancelled"))
 
 
 def _go_on(run: SagaRun, facts: list[Any], *, again: bool) -> None:
     journal = run.journal
     if journal.failing:
         _set_up_without_script(run)
-        failure = journal.failure
-        if failure is not None:  # the rollback was begun in an earlier life
-            run.doom = Fail(failure.error_type, failure.message, failure.failed_step, failure.kind)
         if not run.paused:
             run.rollback.go_on(again=again)
         return
@@ -185,17 +180,15 @@ def _go_on(run: SagaRun, facts: list[Any], *, again: bool) -> None:
     # All of it before anything new is asked for: what code that does not match asks for is not to be recorded.
     for step in (*(state.step for state in cut_off), *journal.retries):
         _check_requested(run, step)
-    run.obey_loose()
+    handed_over = journal.handed_over  # until the next step starts
+    run.forward.go_live()
     for state in cut_off:
         if not state.settled:
-            _interrupted(run, state)
+            _interrupted(run, state, handed_over=handed_over)
 
 
 def _replay(run: SagaRun, facts: list[Any]) -> None:
-    script = run.script
-    assert script is not None, "set up by the caller"
-    run.replay = Replay(frozenset(fact.timer for fact in facts if isinstance(fact, h.TimerSet)))
-    run.obey(run.begin())
+    run.forward.begin(Replay(frozenset(fact.timer for fact in facts if isinstance(fact, h.TimerSet))))
     held: list[Any] = []
     holding = False
     for fact in facts:
@@ -213,7 +206,7 @@ def _replay(run: SagaRun, facts: list[Any]) -> None:
                 _tell(run, fact)
     if held and run.saga.fn is not None:
         _try(run, facts)
-    run.hold([(fact, _value(run, fact)) for fact in held])
+    run.forward.hold([(fact, _value(run, fact)) for fact in held])
 
 
 def _try(run: SagaRun, facts: list[Any]) -> None:
@@ -237,14 +230,15 @@ def _try(run: SagaRun, facts: list[Any]) -> None:
 
 
 def _tell(run: SagaRun, fact: Any) -> None:
-    run.tell(fact, _value(run, fact))
+    run.forward.tell(fact, _value(run, fact))
 
 
 def _value(run: SagaRun, fact: Any) -> Any:
     """A step's typed result, where the fact tells of one."""
     if not isinstance(fact, h.StepSucceeded):
         return None
-    call = None if run.script is None else run.script.requested(fact.step)
+    script = run.forward.script
+    call = None if script is None else script.requested(fact.step)
     kind = Any if call is None else call.spec.info.result_type
     value = run.by_name[fact.step] = read_result(run, fact.step, fact.result, kind)
     return value
@@ -259,7 +253,8 @@ def _remember_results(run: SagaRun) -> None:
 
 
 def _check_requested(run: SagaRun, step: str) -> Any:
-    call = None if run.script is None else run.script.requested(step)
+    script = run.forward.script
+    call = None if script is None else script.requested(step)
     if call is None:
         raise NonDeterminismError(
             f"saga {run.saga.name!r} version {run.saga.version}: the journal of {run.saga_id!r} has a step {step!r} "
@@ -269,12 +264,12 @@ def _check_requested(run: SagaRun, step: str) -> Any:
     return call
 
 
-def _interrupted(run: SagaRun, state: StepState) -> None:
+def _interrupted(run: SagaRun, state: StepState, *, handed_over: bool) -> None:
     """An attempt's start is on disk and its end is not: its worker died, or handed the saga over."""
     call = _check_requested(run, state.step)
-    count = state.interruptions + (0 if run.handed_over else 1)
-    policy = call.spec.retry
-    if run.doom is not None or (run.script is not None and run.script.cancels(state.step)):
+    count = state.interruptions + (0 if handed_over else 1)
+    policy, forward = call.spec.retry, run.forward
+    if forward.cancels(state.step):
         why = "its worker ended in the middle, and the saga has failed since"
     elif not call.spec.repeatable:
         why = "its worker ended in the middle, and it is not idempotent, so it is not run again blindly"
@@ -282,10 +277,10 @@ def _interrupted(run: SagaRun, state: StepState) -> None:
         lost = ", or its transaction was lost with the server," if call.spec.transactional else ""
         why = f"its worker ended in the middle{lost} {count} times, and max_interruptions is {policy.max_interruptions}"
     else:
-        run.start_again(call, state.attempt, count)
+        forward.start_again(call, state.attempt, count)
         return
     kind = h.StepFailed if call.spec.transactional else h.StepUnknown  # had it committed, its end would be on disk
     fact = kind(state.step, "Interrupted", why, state.attempt)
     run.emit(fact)
-    run.tell(fact, None, WorkflowError(why))
-    run.conclude()
+    forward.tell(fact, None, WorkflowError(why))
+    forward.conclude()

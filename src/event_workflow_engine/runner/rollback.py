@@ -15,8 +15,7 @@ from event_workflow_engine.runner.attempts import launch_compensation, record_co
 from event_workflow_engine.saga import CompensationSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+    from event_workflow_engine.runner.commands import Fail
     from event_workflow_engine.runner.execution import Attempt
     from event_workflow_engine.runner.run import SagaRun
 
@@ -28,31 +27,21 @@ _log: Final = logging.getLogger("event_workflow_engine.runner")
 class Rollback:
     """Plans and runs the compensations of one saga (rules 2, 8, 9). It never replays the body."""
 
-    __slots__ = ("_aboard", "_ready", "_run", "_running", "_specs", "starting")
+    __slots__ = ("_aboard", "_ready", "_run", "_specs", "attempts", "starting")
 
     def __init__(self, run: SagaRun) -> None:
         self._run = run
-        self._ready: Ready | None = None
-        self._running: dict[str, Attempt] = {}
-        self._specs: dict[str, CompensationSpec] = {}
-        self._aboard = 0
+        self.attempts: dict[str, Attempt] = {}
+        """The compensations that run now, by their steps."""
         self.starting: list[str] = []
         """Steps whose compensation begins when the unit that says so is on disk."""
+        self._aboard = 0
+        self._ready: Ready | None = None
+        self._specs: dict[str, CompensationSpec] = {}
 
-    @property
-    def running(self) -> Iterable[Attempt]:
-        """The compensations that run now."""
-        return self._running.values()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a compensation is running."""
-        return bool(self._running)
-
-    def begin(self) -> None:
+    def begin(self, failure: Fail) -> None:
         """Put the plan into the unit that enters FAILED, and begin; every step has settled."""
-        run, failure = self._run, self._run.doom
-        assert failure is not None, "a rollback has a reason"
+        run = self._run
         saga = run.saga
         plan = plan_rollback(run.journal, saga.specs, run.dag if saga.ordered else None)
         if failure.kind == "cancelled" and not plan.plan:
@@ -82,7 +71,7 @@ class Rollback:
         for step, state in run.journal.compensations.items():
             if state.status == "failed" and again:
                 self._start(step, state.attempt + 1)
-            elif state.status == "started" and step not in self.starting and step not in self._running:
+            elif state.status == "started" and step not in self.starting and step not in self.attempts:
                 # Its start is on disk, its end is not, and it does not run: it runs again as the same attempt.
                 self.starting.append(step)
         self._conclude()
@@ -111,7 +100,7 @@ class Rollback:
         state = run.journal.compensations[step]
         try:
             spec = self._specs[step] = self._find(step)
-            self._running[step] = launch_compensation(run, spec, run.journal.steps[step], state)
+            self.attempts[step] = launch_compensation(run, spec, run.journal.steps[step], state)
         except WorkflowError as error:
             kind = "decode" if isinstance(error, DecodeError) else "code"
             run.needs_intervention(kind, error, step)
@@ -138,7 +127,7 @@ class Rollback:
     def attempt_ended(self, attempt: Attempt, _: Any, error: BaseException | None) -> None:
         """A compensation's code has ended."""
         run, step = self._run, attempt.name
-        del self._running[step]
+        del self.attempts[step]
         if error is None:
             run.emit(h.CompensationSucceeded(step))
             assert self._ready is not None, "it was planned"
@@ -155,7 +144,7 @@ class Rollback:
 
     def attempt_stuck(self, attempt: Attempt) -> None:
         """See `AttemptOwner.attempt_stuck`."""
-        self._run.attempt_stuck(attempt)
+        self._run.settle_timed_out(attempt.name)
 
     def _conclude(self) -> None:
         run = self._run
@@ -164,7 +153,7 @@ class Rollback:
             if not run.paused:  # else it ends when it is resumed
                 run.emit(h.SagaCompensated())
             return
-        if self._running or self.starting or journal.retries or run.paused:
+        if self.attempts or self.starting or journal.retries or run.paused:
             return
         failed = [state for state in journal.compensations.values() if state.status == "failed"]
         if failed:
@@ -174,7 +163,7 @@ class Rollback:
 
     def abandon(self) -> list[Attempt]:
         """Leave memory; returns what still runs."""
-        running = list(self._running.values())
-        self._running.clear()
+        running = list(self.attempts.values())
+        self.attempts.clear()
         del self._run  # no cycle is left to the garbage collector
         return running

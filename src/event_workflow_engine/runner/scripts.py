@@ -19,11 +19,11 @@ def set_up(run: SagaRun, started: h.SagaStarted, value: Any) -> None:
     """Make the context and the script; `value` is the typed input."""
     run.input = value
     run.key_prefix = f"{run.saga_id}:{started.run}:"
-    run.correlation_id = started.correlation_id or run.saga_id
     run.context = run.kit.context.copy()
-    run.place = SagaContext(run.saga_id, run.saga.name, None, run.correlation_id, started.causation_id)
+    correlation = started.correlation_id or run.saga_id
+    run.place = SagaContext(run.saga_id, run.saga.name, None, correlation, started.causation_id)
     run.context.run(SAGA.set, run.place)
-    run.script = new_script(run)
+    run.forward.script = new_script(run)
 
 
 def new_script(run: SagaRun) -> GraphScript | BodyScript:

@@ -72,7 +72,7 @@ class TransactionalAction:
         if self._success is not None:
             run.told(verdict)
             if not run.closed:
-                run.attempt_settled(self._command.step, *self._success)
+                run.forward.attempt_settled(self._command.step, *self._success)
         elif isinstance(verdict, Exception) and not run.closed:
             run.lose(verdict)  # the transaction was not to be had: that is no word about the action
 
