@@ -233,7 +233,7 @@ class Forward:
             self._ready = ready_action(self._run, self._calls[self.starting[0]])
 
     def hold_back(self) -> bool:
-        """The worker is on its way out: launch none that may run again, elsewhere; whether any are left to launch.
+        """The worker is on its way out: what may run again begins elsewhere. Whether anything is left to launch here.
 
         What may not run again would be taken for unknown there.
         """
@@ -247,12 +247,14 @@ class Forward:
         """The unit's starts are on disk: run them. What came up since waits for the next."""
         run = self._run
         journal = run.journal
-        aboard, self.starting = self.starting[: self._aboard], self.starting[self._aboard :]
+        later = self.starting[self._aboard :]
+        aboard = self.starting[: self._aboard] if later else self.starting
+        self.starting = later
         self._aboard = 0
         ready, self._ready = self._ready, None
         for step in aboard:
             state = journal.steps[step]
-            if state.settled or journal.state is WorkflowState.NEEDS_INTERVENTION:
+            if state.status != "started" or journal.state is WorkflowState.NEEDS_INTERVENTION:
                 continue
             if self.cancels(step):
                 self._settle_unbegun(step, state)
@@ -274,7 +276,7 @@ class Forward:
         command = self._calls[step]
         if error is None:
             fact, value = record_success(run, command, value)
-            if isinstance(fact, h.StepUnknown):
+            if type(fact) is h.StepUnknown:
                 error, value = value, None
             else:
                 run.by_name[step] = value

@@ -63,9 +63,10 @@ class SagaRun:
         # Most sagas in memory are never undone or spoken to: what that needs is made when it is needed.
         self._rollback: Rollback | None = None
         self._mail: Mail | None = None
-        self.input: Any = None
-        self.key_prefix = f"{saga_id}:1:"
-        self.context: Context = kit.context
+        # What its code finds around it: `set_up` says.
+        self.input: Any
+        self.key_prefix: str
+        self.context: Context
         self.place: SagaContext
         """Where code of the saga stands, but for its step."""
         self.by_name: dict[str, Any] = {}
@@ -160,16 +161,15 @@ class SagaRun:
         """What has come up, in flight from here on; ``None`` while a unit is, or where there is nothing to say."""
         if self.flying is not None or self.waits_for_mail or self.closed:
             return None
-        journal = self.journal
         wake: int | None = None
         park = False
         rollback = self._rollback
-        busy = self.busy
-        if self.leaving and not busy and is_under_way(self):
-            return last_unit(self)
-        if not (busy or journal.ended):
-            wake = next_wake(self)
-            park = wake is None or wake - self.kit.now() > _RESIDENT or self.pen.undecided > 0
+        if not self.busy:
+            if self.leaving and is_under_way(self):
+                return last_unit(self)
+            if not self.journal.ended:
+                wake = next_wake(self)
+                park = wake is None or wake - self.kit.now() > _RESIDENT or self.pen.undecided > 0
         if not self._facts and not park:
             if rollback is not None and rollback.starting:
                 rollback.board()
