@@ -59,6 +59,24 @@ async def test_rule_04_an_interrupted_step_runs_again_with_the_same_key_and_a_hi
     assert fence_again > fence
 
 
+async def test_rule_04_what_was_interrupted_in_a_paused_saga_runs_again_when_it_is_resumed(lab: Lab) -> None:
+    world = World()
+    pair = Saga("pair", [SagaStep("first", world.first), SagaStep("second", world.second)], sequential=True)
+    async with lab.doomed(pair) as engine:
+        handle = await engine.start(pair, id="p-1")
+        await world.begun.wait()
+        await handle.pause()
+        await lab.until_fact(engine, "p-1", "saga-paused")
+    world.go.set()
+    async with lab.engine(pair) as engine:
+        await lab.until_row("p-1", owner="")  # it was looked at, and sleeps
+        assert [call[0] for call in world.calls] == ["first", "second"], "it is paused"
+        handle = engine.handle("p-1", pair)
+        await handle.resume()
+        assert (await handle.result())["second"] == "one-two"
+    assert [call[:3] for call in world.calls[1:]] == [("second", "p-1:1:second", 1)] * 2
+
+
 async def test_rule_04_a_step_that_is_not_idempotent_never_runs_again_blindly(lab: Lab) -> None:
     world = World()
     told: list[Outcome] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 from contextlib import suppress
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from event_workflow_engine import Saga, SagaFailedError, SagaStep, WorkflowEngine, saga, step
+from event_workflow_engine.runner.execution import Attempt
+from event_workflow_engine.runner.forward import Forward
+from event_workflow_engine.runner.run import SagaRun
 
 
 class Thing:
@@ -40,6 +44,10 @@ async def body_is_done() -> None:
     await step(take, Thing(ENGINES[-1]))
 
 
+async def take_nothing() -> None:
+    return
+
+
 ENGINES: list[WorkflowEngine] = []
 SAGAS = [body_fails, body_is_done, Saga("steps-fail", [SagaStep("refuse", refuse)])]
 
@@ -58,3 +66,28 @@ async def test_an_engine_that_ended_a_saga_is_collected(one: Saga[Any, Any]) -> 
     GIVEN.clear()
     gc.collect()
     assert left() is None
+
+
+def in_memory(*kinds: type) -> int:
+    return sum(type(one) in kinds for one in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    "one", [body_is_done, Saga("steps-are-done", [SagaStep("take", take_nothing)])], ids=lambda one: one.name
+)
+async def test_a_saga_that_is_done_leaves_nothing_to_the_garbage_collector(one: Saga[Any, Any]) -> None:
+    async with WorkflowEngine("memory://") as engine:
+        ENGINES.append(engine)
+        engine.register(one)
+        await engine.execute(one)
+        gc.collect()
+        gc.disable()
+        before = in_memory(SagaRun, Forward, Attempt)
+        try:
+            await engine.execute(one)
+            await asyncio.sleep(0)  # its last task is let go of
+            assert in_memory(SagaRun, Forward, Attempt) == before
+        finally:
+            gc.enable()
+    ENGINES.clear()
+    GIVEN.clear()
