@@ -16,8 +16,16 @@ from event_workflow_engine import (
     SagaFailedError,
     SagaStep,
     WorkflowState,
+    saga,
+    step,
 )
-from event_workflow_engine.errors import EncodeError, OutcomeUnknownError, SagaCancelledError, StepRejectedError
+from event_workflow_engine.errors import (
+    DecodeError,
+    EncodeError,
+    OutcomeUnknownError,
+    SagaCancelledError,
+    StepRejectedError,
+)
 
 if TYPE_CHECKING:
     from tests.rules.conftest import Lab
@@ -130,6 +138,42 @@ async def test_rule_01_a_result_that_cannot_be_stored_is_unknown_and_says_where(
             await engine.execute(saga, id="d-1")
     assert told == [Outcome.UNKNOWN]
     assert isinstance(failure.value.__cause__, EncodeError)
+
+
+@saga("misread")
+async def misread() -> int:
+    await step(note_opened, compensation=note_closed)
+    return "one"  # type: ignore[return-value]
+
+
+@saga("unwritable")
+async def unwritable() -> Any:
+    await step(note_opened, compensation=note_closed)
+    return object()
+
+
+NOTED: list[str] = []
+
+
+async def note_opened() -> None:
+    NOTED.append("opened")
+
+
+async def note_closed() -> None:
+    NOTED.append("closed")
+
+
+@pytest.mark.parametrize(("one", "error"), [(misread, DecodeError), (unwritable, EncodeError)])
+async def test_rule_01_a_function_whose_result_nobody_could_read_is_undone(
+    lab: Lab, one: Saga[Any, Any], error: type[Exception]
+) -> None:
+    NOTED.clear()
+    async with lab.engine(one) as engine:
+        with pytest.raises(SagaFailedError, match="result of saga 'f-1'") as failure:
+            await engine.execute(one, id="f-1")
+        assert await engine.handle("f-1", one).status() is WorkflowState.COMPENSATED
+    assert type(failure.value.__cause__) is error
+    assert NOTED == ["opened", "closed"]
 
 
 REFUSALS = [(ValueError("no such account"), Outcome.UNKNOWN), (StepRejectedError("declined"), None)]

@@ -226,12 +226,16 @@ def record_compensation(run: SagaRun, spec: CompensationSpec, state: Compensatio
     return h.CompensationFailed(state.planned.step, kind, str(error), state.attempt, retry_at)
 
 
-def record_completion(journal: Journal, codec: Codec, finish: Finish) -> h.SagaCompleted:
+def record_completion(journal: Journal, saga: Saga[Any, Any], codec: Codec, finish: Finish) -> h.SagaCompleted:
     """The fact that all is done. Steps whose outcome stayed unknown are named in it.
 
     Raises:
         EncodeError: The result is no JSON.
+        DecodeError: It is not of the function's type, so nobody could read it.
     """
-    result = h.Raw(codec.encode(finish.result, f"result of saga {journal.saga_id!r}"))
+    what, kind = f"result of saga {journal.saga_id!r}", saga.output_type
+    result = h.Raw(codec.encode(finish.result, what))
+    if saga.fn is not None and not (kind is Any or (kind in _PLAIN and type(finish.result) is kind)):
+        codec.decode(result, kind, what)
     unknown = tuple(name for name in journal.completed if journal.steps[name].status == "unknown")
     return h.SagaCompleted(result, unknown)

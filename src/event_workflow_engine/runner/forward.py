@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine import history as h
-from event_workflow_engine.errors import EncodeError, NonDeterminismError
+from event_workflow_engine.errors import DecodeError, EncodeError, NonDeterminismError
 from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.runner.attempts import (
     launch_action,
@@ -212,9 +212,9 @@ class Forward:
         if self.doom is None and self._finish is not None:
             finish, self._finish = self._finish, None
             try:
-                run.emit(record_completion(journal, run.kit.codec, finish))
-            except EncodeError as error:
-                self.doom = Fail(qualified_name(EncodeError), str(error), None)
+                run.emit(record_completion(journal, run.saga, run.kit.codec, finish))
+            except (EncodeError, DecodeError) as error:
+                self.doom = Fail(qualified_name(type(error)), str(error), None, error=error)
             else:
                 return
         if self.doom is not None:
