@@ -265,7 +265,13 @@ class SagaResumed(Fact, frozen=True, gc=False, tag="saga-resumed"):
 
 
 class SagaHandedOver(Fact, frozen=True, gc=False, tag="saga-handed-over"):
-    """A worker gave the saga up in good order: what it cut off does not count as an interruption."""
+    """A worker gave the saga up in good order: what it cut off does not count as an interruption.
+
+    Attributes:
+        lost: It had to, for it had lost the store.
+    """
+
+    lost: bool = False
 
 
 class InterventionNeeded(Fact, frozen=True, gc=False, tag="intervention-needed"):

@@ -109,11 +109,10 @@ def detail_of(fact: Any) -> str:
     match fact:
         case h.SagaStarted():
             return f"{fact.saga} v{fact.version}"
-        case h.StepStarted():
+        case h.StepStarted() | h.CompensationStarted():
             again = f", attempt {fact.attempt}" if fact.attempt > 1 else ""
-            return fact.step + again + (", again after a crash" if fact.interruptions else "")
-        case h.CompensationStarted():
-            return f"{fact.step}, attempt {fact.attempt}" if fact.attempt > 1 else fact.step
+            crashed = isinstance(fact, h.StepStarted) and fact.interruptions
+            return fact.step + again + (", again after a crash" if crashed else "")
         case h.StepFailed() | h.StepUnknown() | h.CompensationFailed():
             again = "" if fact.retry_at is None else " (to be tried again)"
             return f"{fact.step}: {_error(fact)}{again}"
@@ -123,6 +122,8 @@ def detail_of(fact: Any) -> str:
             return _error(fact)
         case h.InterventionMade():
             return " ".join(word for word in (fact.verb, fact.who, fact.why) if word)
+        case h.SagaHandedOver():
+            return "its worker had lost the store" if fact.lost else ""
         case _:
             named = (getattr(fact, field, "") for field in ("step", "name", "timer", "reason"))
             return next(filter(None, named), "")

@@ -16,6 +16,7 @@ from event_workflow_engine.errors import (
     OwnershipLostError,
     RowConflictError,
     StorageError,
+    StorageLostError,
     VersionConflictError,
 )
 from event_workflow_engine.ids import uuid7
@@ -91,6 +92,7 @@ class SagaKeeper:
         self._strays = False
         self._looks_left = 0
         self._lost: list[str] = []
+        self._reloading: set[str] = set()
         self._looking = False
         self._accepting = False
         self._removers: list[Callable[[], None]] = []
@@ -153,6 +155,7 @@ class SagaKeeper:
             if self._due_alarm is not None:  # of this life's: the next life's would wait for one that never rings
                 self._due_alarm.cancel()
                 self._due_alarm = None
+            self._reloading.clear()
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -273,7 +276,8 @@ class SagaKeeper:
             _log.error("saga %s could not be written and is loaded again: %s", run.saga_id, error)
             self._drop(run)
             self.ends.left(run.saga_id)  # it may have ended, or end elsewhere
-            self.spawn(self._reload_later(run))
+            self._reloading.add(run.saga_id)
+            self.spawn(self._reload_later(run, blameless=isinstance(error, StorageLostError)))
             return
         self._drop(run)
         self.ends.left(run.saga_id)
@@ -287,21 +291,30 @@ class SagaKeeper:
         shown = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")  # noqa: PLR2004 - enough to recognise them by
         _log.warning("%d sagas (%s) are no longer this worker's: %s", len(lost), shown, error)
 
-    async def _reload_later(self, run: SagaRun) -> None:
-        fences = msgspec.json.encode({run.saga_id: run.fence}).decode()
+    async def _reload_later(self, run: SagaRun, *, blameless: bool) -> None:
         if ending := run.still_ending():  # until then it is nobody else's, who would run that code beside it (rule 5)
             await asyncio.wait([one.future for one in ending])
         while True:
             await asyncio.sleep(_BACK_OFF_S)
             try:
-                await self.kit.storage.perform(
-                    "release_sagas", worker=self.kit.worker.id, fences=fences, now=self.kit.now()
-                )
+                await self._free(run, blameless=blameless)
             except StorageError:
                 continue
+            self._reloading.discard(run.saga_id)
             self.code_came()  # where it stood, what was not written may be that it stands no more
             self.ends.look()
             return
+
+    async def _free(self, run: SagaRun, *, blameless: bool) -> None:
+        if blameless:
+            try:
+                await run.pen.hand_over(lost=True)
+            except (VersionConflictError, RowConflictError, OwnershipLostError):
+                pass  # what was in doubt has landed, so nothing was cut off; or the saga is somebody else's by now
+            else:
+                return
+        fences = msgspec.json.encode({run.saga_id: run.fence}).decode()
+        await self.kit.storage.perform("release_sagas", worker=self.kit.worker.id, fences=fences, now=self.kit.now())
 
     def _drop(self, run: SagaRun) -> None:
         if self._runs.pop(run.saga_id, None) is None:
@@ -445,7 +458,8 @@ class SagaKeeper:
             # In its turn among all that is written, so behind the end of a claim whose answer was lost.
             await kit.storage.perform("release_sagas", worker=kit.worker.id, fences="{}", now=kit.now())
             rows = await kit.storage.query("owned_sagas", worker=kit.worker.id)
-            strays = {row["id"]: row["fence"] for row in rows if row["id"] not in self._runs}
+            known = {*self._runs, *self._reloading}
+            strays = {row["id"]: row["fence"] for row in rows if row["id"] not in known}
             ending = [one for one in strays if self._locks.held(one)]
             if ending:  # their code has not ended, and nobody shall run them beside it
                 strays = {one: fence for one, fence in strays.items() if one not in ending}

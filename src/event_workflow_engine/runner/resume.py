@@ -55,7 +55,7 @@ def resume(
     if state.started is None:
         raise DecodeError(f"saga {run.saga_id!r} has a row and no journal: the store was altered by hand")
     run.handed_over = state.handed_over
-    run.pen.loaded(stored=state.version, seen=state.cursor, state=WorkflowState(row["state"]))
+    run.pen.loaded(stored=state.version, seen=state.cursor, state=WorkflowState(row["state"]), losses=state.losses)
     if state.ended:
         run.flush()
         return
@@ -279,7 +279,7 @@ def _interrupted(run: SagaRun, state: StepState) -> None:
     elif not call.spec.repeatable:
         why = "its worker ended in the middle, and it is not idempotent, so it is not run again blindly"
     elif count > policy.max_interruptions:
-        lost = ", or its transaction was lost with the server," if call.spec.transactional else ""
+        lost = ", or its transaction's connection alone was cut," if call.spec.transactional else ""
         why = f"its worker ended in the middle{lost} {count} times, and max_interruptions is {policy.max_interruptions}"
     else:
         run.start_again(call, state.attempt, count)
