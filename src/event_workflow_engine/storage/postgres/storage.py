@@ -25,6 +25,7 @@ from event_workflow_engine.storage.postgres.address import Address
 from event_workflow_engine.storage.postgres.announcer import Announcer
 from event_workflow_engine.storage.postgres.commit_order import CommitOrder
 from event_workflow_engine.storage.postgres.connections import Connections, fetch_named, outcome_of
+from event_workflow_engine.storage.postgres.crowding import Crowding
 from event_workflow_engine.storage.postgres.eager import task_begun
 from event_workflow_engine.storage.postgres.enlisting import another_database, driver_connection
 from event_workflow_engine.storage.postgres.errors import is_lost, storage_error
@@ -89,7 +90,7 @@ class PostgresStorage(GroupedStorage):
         self._notices = Notices(self.address, self._sender, self._listeners.ring)
         self._announcer = Announcer(self._connections, self._sender, self._notices.own_commit)
         self._writer = self._new_writer()
-        self._spares = Spares(self._new_writer, self.address.pool)
+        self._spares = Spares(self._new_writer, self.address.transactions, Crowding(self._connections))
         try:
             await self._writer.open()
         except BaseException:
