@@ -278,7 +278,8 @@ class InterventionNeeded(Fact, frozen=True, gc=False, tag="intervention-needed")
     """The saga stands until somebody decides, or until matching code is registered.
 
     Attributes:
-        kind: ``"nondeterminism"``, ``"compensation"``, ``"settle"``, ``"code"`` (a missing function) or ``"decode"``.
+        kind: ``"nondeterminism"``, ``"compensation"``, ``"settle"``, ``"code"`` (a missing function), ``"decode"`` or
+            ``"size"`` (what it wants to write is more than a store takes).
         state: The state that it came from.
     """
 

@@ -14,6 +14,7 @@ from event_workflow_engine.outcomes import Outcome, classify, qualified_name
 from event_workflow_engine.planner import next_attempt_after, pack_retry
 from event_workflow_engine.retries import COMPENSATION_RETRY
 from event_workflow_engine.runner.execution import Attempt
+from event_workflow_engine.runner.gathering import Gathering
 from event_workflow_engine.runner.transacting import TransactionalAction
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def ready_action(run: SagaRun, command: StartStep) -> ReadyAction:
     """All that launching needs and that does not depend on when that is."""
     step, spec, kit = command.step, command.spec, run.kit
     number = run.journal.steps[step].attempt
-    attempt = Attempt(step, kit, run, run.saga.settle_timeout)
+    attempt = Attempt(step, kit, Gathering(run), run.saga.settle_timeout)
     context: StepContext[Any] = StepContext(
         run.place, step, run.input, run.results, run.key_prefix + step, number, run.fence, None, attempt
     )
@@ -165,6 +166,7 @@ def record_success(run: SagaRun, command: StartStep, value: Any) -> tuple[Any, A
     except (EncodeError, DecodeError) as error:
         attempt = run.journal.steps[step].attempt
         return h.StepUnknown(step, qualified_name(type(error)), str(error), attempt), error
+    run.pen.gathered += len(data)
     return h.StepSucceeded(step, data), value
 
 

@@ -12,11 +12,11 @@ import msgspec
 from event_workflow_engine.clock import seconds
 from event_workflow_engine.errors import (
     DecodeError,
+    EncodeError,
     EngineStateError,
     OwnershipLostError,
     RowConflictError,
     StorageError,
-    StorageLostError,
     VersionConflictError,
 )
 from event_workflow_engine.ids import uuid7
@@ -35,6 +35,7 @@ from event_workflow_engine.runner.leaving import threads
 from event_workflow_engine.runner.resume import resume
 from event_workflow_engine.runner.run import SagaRun
 from event_workflow_engine.runner.starting import new_saga, same_or_conflict, taken_key
+from event_workflow_engine.runner.unwritten import Unwritten
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Row, Unit
 
@@ -92,7 +93,7 @@ class SagaKeeper:
         self._strays = False
         self._looks_left = 0
         self._lost: list[str] = []
-        self._reloading: set[str] = set()
+        self._unwritten = Unwritten(self._freed)
         self._looking = False
         self._accepting = False
         self._removers: list[Callable[[], None]] = []
@@ -155,7 +156,7 @@ class SagaKeeper:
             if self._due_alarm is not None:  # of this life's: the next life's would wait for one that never rings
                 self._due_alarm.cancel()
                 self._due_alarm = None
-            self._reloading.clear()
+            self._unwritten.forget()
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -272,15 +273,13 @@ class SagaKeeper:
                 self._doubt_what_is_owned()  # it may have been accepted, as this worker's
                 self._due.set()
             return
-        if isinstance(error, StorageError) and not isinstance(error, (OwnershipLostError, RowConflictError)):
-            _log.error("saga %s could not be written and is loaded again: %s", run.saga_id, error)
-            self._drop(run)
-            self.ends.left(run.saga_id)  # it may have ended, or end elsewhere
-            self._reloading.add(run.saga_id)
-            self.spawn(self._reload_later(run, blameless=isinstance(error, StorageLostError)))
-            return
         self._drop(run)
-        self.ends.left(run.saga_id)
+        self.ends.left(run.saga_id)  # it may have ended, or end elsewhere
+        if isinstance(error, (StorageError, EncodeError)) and not isinstance(
+            error, (OwnershipLostError, RowConflictError)
+        ):
+            self._unwritten.add(self.kit, run, error)
+            return
         self.ends.look()
         self._lost.append(run.saga_id)
         if len(self._lost) == 1:  # a worker that is taken for dead loses all that it has: one line for them
@@ -291,30 +290,9 @@ class SagaKeeper:
         shown = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")  # noqa: PLR2004 - enough to recognise them by
         _log.warning("%d sagas (%s) are no longer this worker's: %s", len(lost), shown, error)
 
-    async def _reload_later(self, run: SagaRun, *, blameless: bool) -> None:
-        if ending := run.still_ending():  # until then it is nobody else's, who would run that code beside it (rule 5)
-            await asyncio.wait([one.future for one in ending])
-        while True:
-            await asyncio.sleep(_BACK_OFF_S)
-            try:
-                await self._free(run, blameless=blameless)
-            except StorageError:
-                continue
-            self._reloading.discard(run.saga_id)
-            self.code_came()  # where it stood, what was not written may be that it stands no more
-            self.ends.look()
-            return
-
-    async def _free(self, run: SagaRun, *, blameless: bool) -> None:
-        if blameless:
-            try:
-                await run.pen.hand_over(lost=True)
-            except (VersionConflictError, RowConflictError, OwnershipLostError):
-                pass  # what was in doubt has landed, so nothing was cut off; or the saga is somebody else's by now
-            else:
-                return
-        fences = msgspec.json.encode({run.saga_id: run.fence}).decode()
-        await self.kit.storage.perform("release_sagas", worker=self.kit.worker.id, fences=fences, now=self.kit.now())
+    def _freed(self) -> None:
+        self.code_came()  # where it stood, what was not written may be that it stands no more
+        self.ends.look()
 
     def _drop(self, run: SagaRun) -> None:
         if self._runs.pop(run.saga_id, None) is None:
@@ -458,7 +436,7 @@ class SagaKeeper:
             # In its turn among all that is written, so behind the end of a claim whose answer was lost.
             await kit.storage.perform("release_sagas", worker=kit.worker.id, fences="{}", now=kit.now())
             rows = await kit.storage.query("owned_sagas", worker=kit.worker.id)
-            known = {*self._runs, *self._reloading}
+            known = {*self._runs, *self._unwritten}
             strays = {row["id"]: row["fence"] for row in rows if row["id"] not in known}
             ending = [one for one in strays if self._locks.held(one)]
             if ending:  # their code has not ended, and nobody shall run them beside it

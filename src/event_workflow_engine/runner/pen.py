@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from event_workflow_engine import history as h
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import inbox_stream, saga_stream
+from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.queues import leaving
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
@@ -51,6 +52,7 @@ class Pen:
     """Turns facts into units that only this worker, with this fence, can write.
 
     Attributes:
+        gathered: Bytes of results that wait for the next unit.
         losses: See `Journal.losses`; of what is on disk.
         stored: The version of the saga's stream on disk.
         seen: The version of its inbox up to which it was read.
@@ -68,6 +70,7 @@ class Pen:
         "_saga_id",
         "_sent_state",
         "_stream",
+        "gathered",
         "losses",
         "seen",
         "stored",
@@ -84,6 +87,7 @@ class Pen:
         self._row_state = WorkflowState.RUNNING
         self._sent_state = self._row_state
         self._new_rows: tuple[Row, ...] = ()
+        self.gathered = 0
         self.losses = 0
         self.seen = 0
         self.stored = 0
@@ -121,6 +125,7 @@ class Pen:
             waits: Where it parks, what for.
         """
         now, unit_id = self._kit.now(), uuid7()
+        self.gathered = 0
         records: tuple[NewRecord, ...] = ()
         if facts:
             records = (NewRecord(unit_id, _type_of(facts), h.encode_facts(facts), count=len(facts)),)
@@ -176,11 +181,23 @@ class Pen:
         """
         now, unit_id = self._kit.now(), uuid7()
         self._sent_state = journal.state
+        self.gathered = 0
         record = NewRecord(unit_id, _type_of(facts), h.encode_facts(facts), count=len(facts))
         owner = GIVEN + receiver if receiver else ""
         values = {"state": journal.state.value, "owner": owner, "wake_at": until, "cursor": self.seen}
         row = Row("sagas", "update", (self._saga_id,), values, self._owned)
         return Unit(unit_id, now, (Append(self._stream, (record,), self.stored),), (row,), self._kit.worker)
+
+    async def stand(self, error: BaseException) -> None:
+        """Have the saga stand as it is on disk, for what it wants to write is refused and would be again."""
+        now, unit_id, state = self._kit.now(), uuid7(), self._row_state
+        state = WorkflowState.RUNNING if state is WorkflowState.PENDING else state
+        fact = h.InterventionNeeded("size", qualified_name(type(error)), str(error), None, state.value)
+        values = {"state": WorkflowState.NEEDS_INTERVENTION.value, "owner": "", "wake_at": None, "cursor": self.seen}
+        row = Row("sagas", "update", (self._saga_id,), values, self._owned)
+        records = (NewRecord(unit_id, _type_of([fact]), h.encode_facts([fact])),)
+        appends = (Append(self._stream, records, self.stored),)
+        await self._kit.storage.write(Unit(unit_id, now, appends, (row,), self._kit.worker))
 
     async def hand_over(self, *, lost: bool = False) -> None:
         """Give the saga to whoever claims it next, and say that what was cut off is no interruption.
