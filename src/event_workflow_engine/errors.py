@@ -25,6 +25,7 @@ WorkflowError
 ├ EngineStateError            used before it was entered, or after it was left
 └ StorageError                the store cannot do its work
   ├ StorageUnavailableError   it may work later: locked, full, out of reach
+  │ └ StorageLostError        its server was lost: restarted, failed over, cut off
   ├ StorageCorruptError       not a database of ours, or damaged
   ├ SchemaVersionError        the schema is newer, older or altered
   ├ RowConflictError          a compare-and-set row was not as expected
@@ -75,6 +76,7 @@ __all__ = [
     "StepRejectedError",
     "StorageCorruptError",
     "StorageError",
+    "StorageLostError",
     "StorageUnavailableError",
     "StoreInUseError",
     "StoreNotEmptyError",
@@ -273,6 +275,13 @@ class StorageError(WorkflowError):
 
 class StorageUnavailableError(StorageError):
     """The store cannot work now: disk full, read-only, locked, or out of reach. Trying again may help."""
+
+
+class StorageLostError(StorageUnavailableError):
+    """This process lost the store's server as a whole: it was restarted, failed over, or could not be reached.
+
+    What was under way is not to blame: for a step it counts as no interruption.
+    """
 
 
 class StorageCorruptError(StorageError):

@@ -136,7 +136,7 @@ class EventStore:
             VersionConflictError: The stream is not at the expected version.
             EventIdConflictError: One of the ids is stored already, with other events.
             NotRegisteredError: An event's type is not registered.
-            EncodeError: A payload cannot be written as JSON, or not be read back as its type.
+            EncodeError: A payload cannot be written as JSON, or not be read back as its type, or all are too large.
             DefinitionError: The stream's name, the expectation or the events are wrong in themselves.
             StorageError: The store cannot write.
         """

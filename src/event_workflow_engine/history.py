@@ -268,14 +268,21 @@ class SagaResumed(Fact, frozen=True, gc=False, tag="saga-resumed"):
 
 
 class SagaHandedOver(Fact, frozen=True, gc=False, tag="saga-handed-over"):
-    """A worker gave the saga up in good order: what it cut off does not count as an interruption."""
+    """A worker gave the saga up in good order: what it cut off does not count as an interruption.
+
+    Attributes:
+        lost: It had to, for it had lost the store.
+    """
+
+    lost: bool = False
 
 
 class InterventionNeeded(Fact, frozen=True, gc=False, tag="intervention-needed"):
     """The saga stands until somebody decides, or until matching code is registered.
 
     Attributes:
-        kind: ``"nondeterminism"``, ``"compensation"``, ``"settle"``, ``"code"`` (a missing function) or ``"decode"``.
+        kind: ``"nondeterminism"``, ``"compensation"``, ``"settle"``, ``"code"`` (a missing function), ``"decode"`` or
+            ``"size"`` (what it wants to write is more than a store takes).
         state: The state that it came from.
     """
 

@@ -104,6 +104,7 @@ class Journal:
         "failure",
         "handed_over",
         "intervention",
+        "losses",
         "open_steps",
         "plan",
         "report_order",
@@ -143,6 +144,8 @@ class Journal:
         self.result: h.Raw | None = None
         self.ended = False
         self.handed_over = False
+        self.losses = 0
+        """How often the store was lost while something of it was under way, since something of it last ended."""
         self._machine: StateMachine[WorkflowState] = StateMachine()
         self.state = self._machine.state
         self._pause_from = WorkflowState.RUNNING
@@ -247,6 +250,7 @@ class Journal:
             state.retry_at = None
             self.retries.pop(step, None)
         self.open_steps -= 1
+        self.losses = 0
         self.completed.append(step)
         return state
 
@@ -263,6 +267,7 @@ class Journal:
         if fact.retry_at is None:
             state = self._settle(fact.step, status)
         else:
+            self.losses = 0
             state = self.steps[fact.step]
             state.status = "waiting"
             state.maybe |= status == "unknown"
@@ -307,10 +312,12 @@ class Journal:
         self.retries.pop(fact.step, None)
 
     def _on_compensation_succeeded(self, fact: h.CompensationSucceeded) -> None:
+        self.losses = 0
         self.compensations[fact.step].status = "succeeded"
         self.report_order += (fact.step,)
 
     def _on_compensation_failed(self, fact: h.CompensationFailed) -> None:
+        self.losses = 0
         state = self.compensations[fact.step]
         state.status = "failed" if fact.retry_at is None else "waiting"
         state.retry_at = fact.retry_at
@@ -342,8 +349,9 @@ class Journal:
         self._enter(self._pause_from)
         self.cursor = max(self.cursor, fact.cursor)
 
-    def _on_handed_over(self, _: h.SagaHandedOver) -> None:
+    def _on_handed_over(self, fact: h.SagaHandedOver) -> None:
         self.handed_over = True
+        self.losses += fact.lost
 
     def _on_intervention_needed(self, fact: h.InterventionNeeded) -> None:
         self._enter(WorkflowState.NEEDS_INTERVENTION)

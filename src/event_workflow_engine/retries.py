@@ -28,6 +28,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         jitter: Share of the wait by which it is varied at random, both ways. Default 0.1.
         never: Exception types that are not retried.
         max_interruptions: How often a crash may interrupt the action before its outcome is taken as unknown. Default 5.
+            An outage of the store that its worker outlives is none.
 
     Raises:
         DefinitionError: A value is out of its range.

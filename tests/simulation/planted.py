@@ -18,7 +18,7 @@ from event_workflow_engine.feeds import Feed, Tail
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import Journal
 from event_workflow_engine.outcomes import Outcome
-from event_workflow_engine.runner import attempts, keeper, resume, rollback
+from event_workflow_engine.runner import attempts, resume, rollback
 from event_workflow_engine.runner.body import BodyScript
 from event_workflow_engine.runner.children import Children
 from event_workflow_engine.runner.claiming import Claimer
@@ -28,6 +28,7 @@ from event_workflow_engine.runner.mail import Mail
 from event_workflow_engine.runner.pen import Pen
 from event_workflow_engine.runner.rollback import Rollback
 from event_workflow_engine.runner.run import SagaRun
+from event_workflow_engine.runner.unwritten import Unwritten
 from event_workflow_engine.scheduler import WorkflowScheduler
 from event_workflow_engine.storage.liveness import HeartbeatLiveness
 from event_workflow_engine.storage.memory import queries
@@ -335,7 +336,7 @@ def a_saga_that_was_lost_is_not_loaded_again(patch: pytest.MonkeyPatch) -> None:
     async def never(*_: Any) -> None:
         return
 
-    patch.setattr(keeper.SagaKeeper, "_reload_later", never)
+    patch.setattr(Unwritten, "_give_back", never)
 
 
 # -- other code ------------------------------------------------------------------------------------------------------

@@ -104,17 +104,19 @@ def _undo(steps: _Steps, fact: Any) -> None:
             return
 
 
+def _more(fact: h.StepStarted, again: str) -> str:
+    child = "" if fact.child is None else f", child saga {fact.child}"
+    return child + again + (", again after a crash" if fact.interruptions else "")
+
+
 def detail_of(fact: Any) -> str:
     """What a fact says beside its type, in a few words."""
     match fact:
         case h.SagaStarted():
             return f"{fact.saga} v{fact.version}"
-        case h.StepStarted():
+        case h.StepStarted() | h.CompensationStarted():
             again = f", attempt {fact.attempt}" if fact.attempt > 1 else ""
-            child = "" if fact.child is None else f", child saga {fact.child}"
-            return fact.step + child + again + (", again after a crash" if fact.interruptions else "")
-        case h.CompensationStarted():
-            return f"{fact.step}, attempt {fact.attempt}" if fact.attempt > 1 else fact.step
+            return fact.step + (_more(fact, again) if isinstance(fact, h.StepStarted) else again)
         case h.StepFailed() | h.StepUnknown() | h.CompensationFailed():
             again = "" if fact.retry_at is None else " (to be tried again)"
             return f"{fact.step}: {_error(fact)}{again}"
@@ -124,6 +126,8 @@ def detail_of(fact: Any) -> str:
             return _error(fact)
         case h.InterventionMade():
             return " ".join(word for word in (fact.verb, fact.who, fact.why) if word)
+        case h.SagaHandedOver():
+            return "its worker had lost the store" if fact.lost else ""
         case _:
             named = (getattr(fact, field, "") for field in ("step", "name", "timer", "reason"))
             return next(filter(None, named), "")

@@ -165,6 +165,7 @@ def record_success(run: SagaRun, command: StartStep, value: Any) -> tuple[Any, A
     except (EncodeError, DecodeError) as error:
         attempt = run.journal.steps[step].attempt
         return h.StepUnknown(step, qualified_name(type(error)), str(error), attempt), error
+    run.pen.gathered += len(data)
     return h.StepSucceeded(step, data), value
 
 

@@ -20,7 +20,7 @@ from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Row, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from event_workflow_engine.config import EngineConfig
     from event_workflow_engine.locks import SagaLocks
@@ -48,6 +48,7 @@ class Claimer:
         config: The engine's.
         queues: Its queues.
         runs: The sagas in memory: those that are claimed get there.
+        unwritten: Those that left it, and are this worker's for a moment yet.
         locks: One for each saga in memory.
         drop: Takes one out of memory.
         claimed: Called with the rows that were claimed.
@@ -62,6 +63,7 @@ class Claimer:
         config: EngineConfig,
         queues: Queues,
         runs: dict[str, SagaRun],
+        unwritten: Iterable[str],
         locks: SagaLocks,
         drop: Callable[[SagaRun], None],
         claimed: Callable[[Rows], None],
@@ -70,6 +72,7 @@ class Claimer:
         self._config = config
         self._queues = queues
         self._runs = runs
+        self._unwritten = unwritten
         self._locks = locks
         self._drop = drop
         self._claimed = claimed
@@ -171,7 +174,8 @@ class Claimer:
             # In its turn among all that is written, so behind the end of a claim whose answer was lost.
             await kit.storage.perform("release_sagas", worker=kit.worker.id, fences="{}", now=kit.now())
             rows = await kit.storage.query("owned_sagas", worker=kit.worker.id)
-            strays = {row["id"]: row["fence"] for row in rows if row["id"] not in self._runs}
+            known = {*self._runs, *self._unwritten}
+            strays = {row["id"]: row["fence"] for row in rows if row["id"] not in known}
             ending = [one for one in strays if self._locks.held(one)]
             if ending:  # their code has not ended, and nobody shall run them beside it
                 strays = {one: fence for one, fence in strays.items() if one not in ending}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from event_workflow_engine.context import StepResults
 from event_workflow_engine.errors import (
+    EncodeError,
     ForeignAwaitError,
     NonDeterminismError,
     SagaCancelledError,
@@ -110,5 +111,6 @@ def _standing_cause(journal: Journal) -> BaseException | None:
     kinds: dict[str, type[WorkflowError]] = {
         qualified_name(NonDeterminismError): NonDeterminismError,
         qualified_name(ForeignAwaitError): ForeignAwaitError,
+        qualified_name(EncodeError): EncodeError,
     }
     return kinds.get(stands.error_type, WorkflowError)(stands.message)

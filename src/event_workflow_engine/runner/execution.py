@@ -205,7 +205,7 @@ class Attempt:
 
     def cancel(self) -> None:
         """Ask it to end; it is told as cancelled unless it returns all the same."""
-        if not self._cancelled and not self._timed_out:
+        if self._future is not None and not self._cancelled and not self._timed_out:
             self._cancelled = True
             self._ask_to_end()
 
@@ -217,7 +217,8 @@ class Attempt:
 
     def restart_timeout(self) -> None:
         """The action has sent a heartbeat."""
-        if self._timeout is not None and self._alarm is not None and not self._timed_out and not self._cancelled:
+        runs = self._future is not None and not self._timed_out and not self._cancelled
+        if runs and self._timeout is not None and self._alarm is not None:
             self._alarm.cancel()
             self._alarm = self._kit.alarms.at(self._kit.now() + int(self._timeout * _MICROS), self._expire)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from event_workflow_engine import history as h
@@ -21,6 +22,7 @@ from event_workflow_engine.runner.leaving import is_wanted_elsewhere
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable
 
     from event_workflow_engine.journal import StepState
@@ -29,9 +31,13 @@ if TYPE_CHECKING:
     from event_workflow_engine.runner.execution import Attempt
     from event_workflow_engine.runner.run import SagaRun
 
-__all__ = ["Forward"]
+__all__ = ["ENOUGH", "Forward"]
 
 _MICROS: Final = 1_000_000
+
+ENOUGH: Final = 32 * 2**20
+"""Bytes of results in a unit beyond which no other joins it. One more may have 64 MiB, and so may what a body returns:
+that is far below what a unit may have, and what a store needs to write in one go."""
 
 
 class Forward:
@@ -272,6 +278,12 @@ class Forward:
     def attempt_ended(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
         """An action's code has ended."""
         run, step = self._run, attempt.name
+        if run.pen.gathered >= ENOUGH:
+            # As if it ended when these are on disk: nothing has followed from it. What has gathered waits for a unit in
+            # flight, so one is to be told of, and the next has been sent when this is called.
+            later = partial(_ended_meanwhile, run, attempt, value, error)
+            run.landed().add_done_callback(later, context=run.kit.context.copy())
+            return
         del self.attempts[step]
         command = self._calls[step]
         if error is None:
@@ -336,3 +348,10 @@ class Forward:
         self.attempts.clear()
         del self._run  # no cycle is left to the garbage collector
         return running
+
+
+def _ended_meanwhile(
+    run: SagaRun, attempt: Attempt, value: Any, error: BaseException | None, _: asyncio.Future[None]
+) -> None:
+    if not run.closed:
+        run.forward.attempt_ended(attempt, value, error)

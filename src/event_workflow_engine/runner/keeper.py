@@ -6,10 +6,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from event_workflow_engine.clock import seconds
 from event_workflow_engine.errors import (
+    EncodeError,
     EngineStateError,
     OwnershipLostError,
     RowConflictError,
@@ -29,6 +28,7 @@ from event_workflow_engine.runner.handover import frees, leave
 from event_workflow_engine.runner.leaving import threads
 from event_workflow_engine.runner.run import SagaRun
 from event_workflow_engine.runner.starting import new_saga, same_or_conflict, taken_key
+from event_workflow_engine.runner.unwritten import Unwritten
 from event_workflow_engine.state_machine import WorkflowState
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ class SagaKeeper:
         self.ends = Ends(definitions, self._runs)
         self.children = Children(definitions, self.ends, self.start_saga)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.claims = Claimer(definitions, config, queues, self._runs, self._locks, self._drop, self._claimed)
+        self._unwritten = Unwritten(self._freed)
+        self.claims = Claimer(
+            definitions, config, queues, self._runs, self._unwritten, self._locks, self._drop, self._claimed
+        )
         self._lost: list[str] = []
         self._looking = False
         self._accepting = False
@@ -135,6 +138,7 @@ class SagaKeeper:
                 remove()
             self.ends.stop()
             self.children.stop()
+            self._unwritten.forget()
             for task in list(self._tasks):
                 task.cancel()
             try:
@@ -252,14 +256,13 @@ class SagaKeeper:
                 self.claims.doubt()  # it may have been accepted, as this worker's
                 self.claims.look()
             return
-        if isinstance(error, StorageError) and not isinstance(error, (OwnershipLostError, RowConflictError)):
-            _log.error("saga %s could not be written and is loaded again: %s", run.saga_id, error)
-            self._drop(run)
-            self.ends.left(run.saga_id)  # it may have ended, or end elsewhere
-            self.spawn(self._reload_later(run))
-            return
         self._drop(run)
-        self.ends.left(run.saga_id)
+        self.ends.left(run.saga_id)  # it may have ended, or end elsewhere
+        if isinstance(error, (StorageError, EncodeError)) and not isinstance(
+            error, (OwnershipLostError, RowConflictError)
+        ):
+            self._unwritten.add(self.kit, run, error)
+            return
         self.ends.look()
         self._lost.append(run.saga_id)
         if len(self._lost) == 1:  # a worker that is taken for dead loses all that it has: one line for them
@@ -270,21 +273,9 @@ class SagaKeeper:
         shown = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")  # noqa: PLR2004 - enough to recognise them by
         _log.warning("%d sagas (%s) are no longer this worker's: %s", len(lost), shown, error)
 
-    async def _reload_later(self, run: SagaRun) -> None:
-        fences = msgspec.json.encode({run.saga_id: run.fence}).decode()
-        if ending := run.still_ending():  # until then it is nobody else's, who would run that code beside it (rule 5)
-            await asyncio.wait([one.future for one in ending])
-        while True:
-            await asyncio.sleep(_BACK_OFF_S)
-            try:
-                await self.kit.storage.perform(
-                    "release_sagas", worker=self.kit.worker.id, fences=fences, now=self.kit.now()
-                )
-            except StorageError:
-                continue
-            self.claims.code_came()  # where it stood, what was not written may be that it stands no more
-            self.ends.look()
-            return
+    def _freed(self) -> None:
+        self.claims.code_came()  # where it stood, what was not written may be that it stands no more
+        self.ends.look()
 
     def _drop(self, run: SagaRun) -> None:
         if self._runs.pop(run.saga_id, None) is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from event_workflow_engine import history as h
 from event_workflow_engine.ids import uuid7
 from event_workflow_engine.journal import inbox_stream, saga_stream
+from event_workflow_engine.outcomes import qualified_name
 from event_workflow_engine.queues import leaving
 from event_workflow_engine.state_machine import WorkflowState
 from event_workflow_engine.storage.port import Append, NewRecord, Row, Unit
@@ -23,6 +24,9 @@ __all__ = ["Pen"]
 
 _type_names: Final[dict[tuple[type[Any], ...], str]] = {}
 _KNOWN_ORDERS: Final = 10_000
+_MICROS: Final = 1_000_000
+_LONGEST_WAIT_S: Final = 60.0
+_ENDS: Final = (h.StepSucceeded, h.StepFailed, h.StepUnknown, h.CompensationSucceeded, h.CompensationFailed)
 LONG_HISTORY: Final = 10_000
 """Events of one saga after which a line in the log says so, and after as many more again."""
 
@@ -48,6 +52,8 @@ class Pen:
     """Turns facts into units that only this worker, with this fence, can write.
 
     Attributes:
+        gathered: Bytes of results that wait for the next unit.
+        losses: See `Journal.losses`; of what is on disk.
         stored: The version of the saga's stream on disk.
         seen: The version of its inbox up to which it was read.
         undecided: Where in the inbox somebody decided about the saga while it was about to stand; 0: nowhere.
@@ -64,6 +70,8 @@ class Pen:
         "_saga_id",
         "_sent_state",
         "_stream",
+        "gathered",
+        "losses",
         "seen",
         "stored",
         "undecided",
@@ -79,6 +87,8 @@ class Pen:
         self._row_state = WorkflowState.RUNNING
         self._sent_state = self._row_state
         self._new_rows: tuple[Row, ...] = ()
+        self.gathered = 0
+        self.losses = 0
         self.seen = 0
         self.stored = 0
         self._long = LONG_HISTORY
@@ -93,9 +103,10 @@ class Pen:
         """Whether its first unit is not on disk yet."""
         return bool(self._new_rows)
 
-    def loaded(self, *, stored: int, seen: int, state: WorkflowState) -> None:
+    def loaded(self, *, stored: int, seen: int, state: WorkflowState, losses: int) -> None:
         """The journal was folded from the store."""
         self.stored = stored
+        self.losses = losses
         self._long = _next_warning(stored)
         self.seen = seen
         self._row_state = state
@@ -114,6 +125,7 @@ class Pen:
             waits: Where it parks, what for.
         """
         now, unit_id = self._kit.now(), uuid7()
+        self.gathered = 0
         records: tuple[NewRecord, ...] = ()
         if facts:
             records = (NewRecord(unit_id, _type_of(facts), h.encode_facts(facts), count=len(facts)),)
@@ -150,6 +162,8 @@ class Pen:
         """The unit of `facts` is on disk."""
         self._new_rows = ()
         self.stored += len(facts)
+        if self.losses and any(isinstance(fact, _ENDS) for fact in facts):
+            self.losses = 0
         if self.stored >= self._long:
             self._long = _next_warning(self.stored)
             _log.warning("saga %r has %d events, and each is read whenever it comes back to memory: have its code "
@@ -167,18 +181,36 @@ class Pen:
         """
         now, unit_id = self._kit.now(), uuid7()
         self._sent_state = journal.state
+        self.gathered = 0
         record = NewRecord(unit_id, _type_of(facts), h.encode_facts(facts), count=len(facts))
         owner = GIVEN + receiver if receiver else ""
         values = {"state": journal.state.value, "owner": owner, "wake_at": until, "cursor": self.seen}
         row = Row("sagas", "update", (self._saga_id,), values, self._owned)
         return Unit(unit_id, now, (Append(self._stream, (record,), self.stored),), (row,), self._kit.worker)
 
-    async def hand_over(self) -> None:
-        """Give the saga to whoever claims it next, and say that what was cut off is no interruption."""
-        now, unit_id, fact = self._kit.now(), uuid7(), h.SagaHandedOver()
+    async def stand(self, error: BaseException) -> None:
+        """Have the saga stand as it is on disk, for what it wants to write is refused and would be again."""
+        now, unit_id, state = self._kit.now(), uuid7(), self._row_state
+        state = WorkflowState.RUNNING if state is WorkflowState.PENDING else state
+        fact = h.InterventionNeeded("size", qualified_name(type(error)), str(error), None, state.value)
+        values = {"state": WorkflowState.NEEDS_INTERVENTION.value, "owner": "", "wake_at": None, "cursor": self.seen}
+        row = Row("sagas", "update", (self._saga_id,), values, self._owned)
+        records = (NewRecord(unit_id, _type_of([fact]), h.encode_facts([fact])),)
+        appends = (Append(self._stream, records, self.stored),)
+        await self._kit.storage.write(Unit(unit_id, now, appends, (row,), self._kit.worker))
+
+    async def hand_over(self, *, lost: bool = False) -> None:
+        """Give the saga to whoever claims it next, and say that what was cut off is no interruption.
+
+        Args:
+            lost: The store was lost. Nobody can tell whether something of the saga had brought it down, and nothing
+                bounds how often that may be tried: so each time in a row it waits twice as long, up to a minute.
+        """
+        now, unit_id, fact = self._kit.now(), uuid7(), h.SagaHandedOver(lost)
+        due = now + int(min(2.0**self.losses - 1, _LONGEST_WAIT_S) * _MICROS) if lost else now
         records: tuple[NewRecord, ...] = ()
         if self._row_state is not WorkflowState.NEEDS_INTERVENTION:  # of one that stands nothing was under way
             records = (NewRecord(unit_id, _type_of([fact]), h.encode_facts([fact])),)
-        row = Row("sagas", "update", (self._saga_id,), {"owner": "", "wake_at": now}, self._owned)
+        row = Row("sagas", "update", (self._saga_id,), {"owner": "", "wake_at": due}, self._owned)
         appends = (Append(self._stream, records, self.stored),)
         await self._kit.storage.write(Unit(unit_id, now, appends, (row,), self._kit.worker))

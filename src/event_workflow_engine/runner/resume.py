@@ -54,7 +54,7 @@ def resume(
     state = run.journal
     if state.started is None:
         raise DecodeError(f"saga {run.saga_id!r} has a row and no journal: the store was altered by hand")
-    run.pen.loaded(stored=state.version, seen=state.cursor, state=WorkflowState(row["state"]))
+    run.pen.loaded(stored=state.version, seen=state.cursor, state=WorkflowState(row["state"]), losses=state.losses)
     if state.ended:
         run.flush()
         return
@@ -274,7 +274,7 @@ def _interrupted(run: SagaRun, state: StepState, *, handed_over: bool) -> None:
     elif not call.spec.repeatable:
         why = "its worker ended in the middle, and it is not idempotent, so it is not run again blindly"
     elif count > policy.max_interruptions:
-        lost = ", or its transaction was lost with the server," if call.spec.transactional else ""
+        lost = ", or its transaction's connection alone was cut," if call.spec.transactional else ""
         why = f"its worker ended in the middle{lost} {count} times, and max_interruptions is {policy.max_interruptions}"
     else:
         forward.start_again(call, state.attempt, count)

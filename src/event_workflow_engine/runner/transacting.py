@@ -9,7 +9,7 @@ from msgspec import structs
 
 from event_workflow_engine import history as h
 from event_workflow_engine.context import StepTransaction
-from event_workflow_engine.errors import EngineStateError, StorageError, StorageUnavailableError
+from event_workflow_engine.errors import EngineStateError, StorageError, StorageUnavailableError, WorkflowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -107,6 +107,8 @@ class TransactionalAction:
             return job.result()
         if isinstance(error, StorageUnavailableError):
             return error  # whatever the action made of a connection that was lost
+        if self._success is not None and isinstance(error, WorkflowError):
+            return error  # the action has returned: it is the unit that was refused
         if self._raised is None and isinstance(error, (StorageError, EngineStateError)):
             return error
         raise error

@@ -31,6 +31,7 @@ _LOOKS_A_LEASE: Final = 30
 _MOST_LOOK_S: Final = 0.5
 _BEATS_A_LEASE: Final = 5
 _MARGIN: Final = 0.2  # of the lease
+_LOOKS_OVERDUE: Final = 2
 _MICROS: Final = 1_000_000
 
 
@@ -185,6 +186,9 @@ class HeartbeatLiveness:
     sure until a margin before the others may take it for dead: a lease after the last heartbeat that is certainly in
     the store was *sent*.
 
+    Time in which this process did not look counts for next to nothing: where it could not reach the store, no heart
+    could beat either, as far as it knows.
+
     Args:
         lease: The held worker's, in seconds; others' are in their rows.
         monotonic: A clock that only goes forward, in seconds.
@@ -196,7 +200,7 @@ class HeartbeatLiveness:
         self.lease = lease
         self._monotonic = monotonic
         self._sure_until = float("-inf")
-        self._seen: dict[str, tuple[tuple[int, int], float]] = {}  # beat of which life, and since when
+        self._seen: dict[str, tuple[tuple[int, int], float, float]] = {}  # beat of which life, since when, last look
         self._held = ""
 
     def time(self) -> float:
@@ -218,10 +222,13 @@ class HeartbeatLiveness:
         name, beat, now = worker["id"], (worker["incarnation"], worker["beat"]), self._monotonic()
         known = self._seen.get(name)
         if known is None or known[0] != beat:
-            self._seen[name] = (beat, now)
+            self._seen[name] = (beat, now, now)
             return False
-        lease = worker["lease"]
-        if name == self._held or now - known[1] < (self.lease if lease is None else lease / _MICROS):
+        lease = self.lease if worker["lease"] is None else worker["lease"] / _MICROS
+        unseen = now - known[2] - max(lease / _BEATS_A_LEASE, _LOOKS_OVERDUE * self.look_every)
+        since = known[1] + max(0.0, unseen)
+        if name == self._held or now - since < lease:
+            self._seen[name] = (beat, since, now)
             return False
         del self._seen[name]
         return True

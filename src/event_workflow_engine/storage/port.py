@@ -278,9 +278,10 @@ class Storage(Protocol):
 
     Verdicts: a unit wins or loses alone, whatever else is in its batch. It is checked in this order, and the first
     failure is its error: its form (`DefinitionError`), its ids (`EventIdConflictError`, or the first time's `Written`
-    where it is stored), its worker (`OwnershipLostError`), the versions of its appends (`VersionConflictError`), its
-    rows (`RowConflictError`), the inline folds (what they raise). `StorageUnavailableError` may leave it open whether
-    it landed: `outcome` tells. Cancelling a waiting caller withdraws its unit only while it is queued.
+    where it is stored), its worker (`OwnershipLostError`), its size (`EncodeError`), the versions of its appends
+    (`VersionConflictError`), its rows (`RowConflictError`), the inline folds (what they raise).
+    `StorageUnavailableError` may leave it open whether it landed: `outcome` tells. Cancelling a waiting caller
+    withdraws its unit only while it is queued.
 
     Telling: of a batch's units first all futures get their verdicts, then the commit hooks run, then the bells, then
     those are told who posted a unit, and only then do those who wait for the futures go on. The commit hooks are not

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from event_workflow_engine.errors import DefinitionError, VersionConflictError
+from event_workflow_engine.errors import DefinitionError, EncodeError, VersionConflictError
 from event_workflow_engine.storage.names import check_name, check_text
 from event_workflow_engine.storage.port import ANY_VERSION, STREAM_EXISTS
 
 if TYPE_CHECKING:
     from event_workflow_engine.storage.port import Append, NewRecord, Unit
 
-__all__ = ["check_unit", "check_version", "is_plain"]
+__all__ = ["UNIT_BYTES", "check_size", "check_unit", "check_version", "is_plain"]
 
 _INT64_MAX: Final = 2**63 - 1
 _MOST_EVENTS: Final = 1_000_000
+
+UNIT_BYTES: Final = 512 * 2**20
+"""Most bytes of payloads and metadata in one unit. PostgreSQL takes it as one message, ends the connection at one of
+1 GiB, and gets rows beside it; SQLite takes a record of 10**9 bytes at most."""
 
 
 def check_unit(unit: Unit) -> None:
@@ -36,6 +40,24 @@ def check_unit(unit: Unit) -> None:
                     f"unit {unit.id!r} begins with record {record.id!r}: a unit's id is that of its first record"
                 )
             first = False
+
+
+def check_size(unit: Unit) -> None:
+    """Check that a backend can take `unit` at all: sent, it would be refused as by a store that is away, each time.
+
+    Raises:
+        EncodeError: It is too large.
+    """
+    size = 0
+    for append in unit.appends:
+        for record in append.records:
+            size += len(record.data) + len(record.metadata)
+    if size > UNIT_BYTES:
+        raise EncodeError(
+            f"stream {unit.appends[0].stream!r}: {size:,} bytes of JSON in one unit, which may have {UNIT_BYTES:,}: "
+            "write it in several, or keep what is large elsewhere, a file or an object store, and put its name into "
+            "the payload"
+        )
 
 
 def is_plain(record: NewRecord) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,102 @@ async def test_hooks_hear_of_commits_in_their_order_however_late_the_answers_are
     positions = [one.appended[0].position for _, one in told]
     assert len(positions) == 40 + 5 + 5 * 12
     assert [(a, b) for a, b in pairwise(positions) if a >= b] == []
+
+
+class Held:
+    """A saga of one transactional step, open until it is let go."""
+
+    def __init__(self) -> None:
+        self.inside = asyncio.Semaphore(0)
+        self.go = asyncio.Event()
+        self.saga: Saga[Any, Any] = Saga("held", [SagaStep("hold", self.hold, transactional=True)])
+
+    async def hold(self, ctx: StepContext[Any]) -> None:
+        await ctx.transaction.fetch("SELECT 1 AS one")
+        self.inside.release()
+        await self.go.wait()
+
+
+async def beats(storage: Storage) -> int:
+    (row,) = await storage.query("live_workers")
+    return int(row["beat"])
+
+
+async def test_all_else_goes_on_while_a_process_has_as_many_transactional_steps_open_as_it_may(
+    postgres_url: str, table: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Heartbeats, claims, other sagas and their steps: of a pooler's connections, as many as `pool`, one is theirs."""
+    held = Held()
+    plain: Saga[Any, Any] = Saga("plain", [SagaStep("note", plain_action)])
+    caplog.set_level(logging.WARNING)
+    async with Slots(postgres_url, 3) as slots, open_storage(postgres_url) as direct:
+        engine = WorkflowEngine(f"{slots.url}&pool=3", config=EngineConfig(lease=2.0))
+        engine.register(held.saga, plain)
+        async with engine:
+            handles = [await engine.start(held.saga) for _ in range(5)]
+            for _ in range(2):
+                await held.inside.acquire()
+            try:
+                async with asyncio.timeout(SOON):
+                    before = await beats(direct)
+                    waiting = engine.handle(await left_waiting(direct, plain), plain)
+                    while await beats(direct) < before + 8:
+                        await engine.execute(plain)
+                    await waiting.result()
+                assert held.inside.locked(), "no third one has begun"
+                assert caplog.messages == [], "though it was asked whether anything waits"
+            finally:
+                held.go.set()
+            await asyncio.gather(*(handle.result() for handle in handles))
+
+
+async def plain_action() -> None:
+    """What any step does."""
+
+
+async def left_waiting(storage: Storage, plain: Saga[Any, Any]) -> str:
+    """The id of a saga that somebody has to claim."""
+    starter = WorkflowEngine(storage, config=EngineConfig(worker=False))
+    starter.register(plain)
+    async with starter:
+        return (await starter.start(plain)).id
+
+
+async def test_transactional_steps_that_have_all_connections_of_a_pooler_are_told_of(
+    postgres_url: str, table: str
+) -> None:
+    held, told = Held(), Telling()
+    logger = logging.getLogger("event_workflow_engine.storage")
+    logger.addHandler(told)
+    try:
+        async with Slots(postgres_url, 2) as slots, WorkflowEngine(slots.url) as engine:
+            engine.register(held.saga)
+            handles = await asyncio.gather(*(engine.start(held.saga) for _ in range(2)))
+            try:
+                async with asyncio.timeout(SOON):
+                    await told.crowded.wait()
+            finally:
+                held.go.set()
+            await asyncio.gather(*(handle.result() for handle in handles))
+    finally:
+        logger.removeHandler(told)
+    (message,) = told.messages
+    assert "2 transactional steps of this process are open" in message
+    assert "give it 8 for each process at least, or lower pool=" in message
+
+
+class Telling(logging.Handler):
+    """What is said of statements that do not get through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crowded = asyncio.Event()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "has had no answer" in record.getMessage():
+            self.messages.append(record.getMessage())
+            self.crowded.set()
 
 
 @pytest.mark.parametrize(

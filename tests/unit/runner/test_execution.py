@@ -54,8 +54,16 @@ class Bench:
             now=lambda: to_micros(SystemClock().now()),
         )
 
-    def start(self, fn: Callable[..., Any], *, timeout: float | None = None, is_async: bool = True) -> Attempt:
-        attempt = Attempt("act", self._kit, self.owner, settle_timeout=10)
+    async def rung(self) -> None:
+        """Return when all alarms have rung that are due by now."""
+        rung = asyncio.Event()
+        self._kit.alarms.at(self._kit.now(), rung.set)
+        await rung.wait()
+
+    def start(
+        self, fn: Callable[..., Any], *, timeout: float | None = None, is_async: bool = True, settle_timeout: float = 10
+    ) -> Attempt:
+        attempt = Attempt("act", self._kit, self.owner, settle_timeout=settle_timeout)
         context = contextvars.copy_context()
         context.run(INSIDE.set, "inside")
         attempt.start(fn, (), is_async=is_async, context=context, pool=self._pool, timeout=timeout)
@@ -135,6 +143,23 @@ async def test_an_action_that_is_cancelled_before_it_begins_is_told_and_never_ru
     await settled(attempt)
     ((value, error),) = bench.owner.told
     assert (ran, value, type(error)) == ([], None, asyncio.CancelledError)
+
+
+@pytest.mark.parametrize("how", ["cancel", "restart_timeout"])
+async def test_what_has_ended_cannot_be_asked_to_end(bench: Bench, how: str) -> None:
+    """It may be asked before its owner has recorded the end."""
+
+    async def act() -> str:
+        return "done"
+
+    attempt = bench.start(act, timeout=10, settle_timeout=0)
+    await settled(attempt)
+    attempt._timeout = 0
+    getattr(attempt, how)()
+    for _ in range(3):
+        await bench.rung()
+    assert bench.owner.told == [("done", None)]
+    assert bench.owner.stuck == 0
 
 
 async def test_a_call_that_raises_before_there_is_a_coroutine_is_the_actions_error(bench: Bench) -> None:

@@ -9,7 +9,7 @@ from event_workflow_engine.errors import DefinitionError, StorageCorruptError, W
 from event_workflow_engine.storage.judging.repetition import Ids, RecordLayout, Repetitions
 from event_workflow_engine.storage.judging.rows import Changes, RowChanges, RowView
 from event_workflow_engine.storage.port import ANY_VERSION, Appended, Record, Written
-from event_workflow_engine.storage.unit_checks import check_unit, check_version
+from event_workflow_engine.storage.unit_checks import check_size, check_unit, check_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,6 +125,7 @@ class Judge(ABC):
         """Take `unit` into the batch, or raise."""
         if unit.worker is not None:
             self._rows.check_alive(unit.worker)
+        check_size(unit)
         heads = self._cache.heads.young
         mark = len(self._records)
         moved: dict[str, Head] = {}

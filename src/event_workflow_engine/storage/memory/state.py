@@ -10,7 +10,7 @@ from event_workflow_engine.errors import EventIdConflictError, OwnershipLostErro
 from event_workflow_engine.storage.group_commit import Repeated
 from event_workflow_engine.storage.port import Appended, Record, Written
 from event_workflow_engine.storage.row_images import SHAPES, shape_of
-from event_workflow_engine.storage.unit_checks import check_unit, check_version
+from event_workflow_engine.storage.unit_checks import check_size, check_unit, check_version
 
 if TYPE_CHECKING:
     from event_workflow_engine.storage.group_commit import Verdict
@@ -103,7 +103,7 @@ class MemoryState:
     def write(self, unit: Unit) -> Written | Repeated:
         """Write `unit` wholly, or raise and change nothing.
 
-        The order of the checks is part of the port: form, ids, worker, versions, rows, inline folds.
+        The order of the checks is part of the port: form, ids, worker, size, versions, rows, inline folds.
         """
         check_unit(unit)
         has_records = any(append.records for append in unit.appends)
@@ -112,6 +112,7 @@ class MemoryState:
             return Repeated(before)
         if unit.worker is not None:
             self._check_alive(unit.worker)
+        check_size(unit)
         records, appended = self._placed(unit)
         view = _RowView(self.tables)
         for row in unit.rows:

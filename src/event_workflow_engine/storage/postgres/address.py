@@ -84,6 +84,15 @@ class Address(msgspec.Struct, frozen=True):
         return cls(dsn, shown, schema, listen, int(pool), prepared == "on", compiled)
 
     @property
+    def transactions(self) -> int:
+        """How many transactional steps run at once at most.
+
+        One less than `pool`, so that a pooler with as many connections for each process has one for all else:
+        heartbeats must not wait for what users' code does.
+        """
+        return max(1, self.pool - 1)
+
+    @property
     def channel(self) -> str:
         """The notification channel."""
         return f"ewe_{self.schema}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeGuard
 
 import asyncpg
 
@@ -12,11 +12,12 @@ from event_workflow_engine.errors import (
     SchemaVersionError,
     StorageCorruptError,
     StorageError,
+    StorageLostError,
     StorageUnavailableError,
     WorkflowError,
 )
 
-__all__ = ["DRIVER_ERRORS", "connecting_error", "is_lost_connection", "storage_error"]
+__all__ = ["DRIVER_ERRORS", "connecting_error", "is_lost", "is_lost_connection", "storage_error"]
 
 _Meaning: TypeAlias = tuple[tuple[type[BaseException], ...], type[WorkflowError], str]
 
@@ -181,6 +182,13 @@ def is_lost_connection(error: BaseException) -> bool:
         return isinstance(error, dying) and not isinstance(error, asyncpg.QueryCanceledError)
     # Also that there is no primary, while a standby takes over.
     return isinstance(error, (*DRIVER_ERRORS, EOFError))
+
+
+def is_lost(verdict: object) -> TypeGuard[StorageUnavailableError]:
+    """Whether a verdict is ours for a connection that was lost, maybe alone."""
+    if not isinstance(verdict, StorageUnavailableError) or isinstance(verdict, StorageLostError):
+        return False
+    return verdict.__cause__ is not None and is_lost_connection(verdict.__cause__)
 
 
 def _typed(error: BaseException, where: str, meanings: tuple[_Meaning, ...]) -> WorkflowError:

@@ -11,11 +11,13 @@ from event_workflow_engine.errors import (
     EngineStateError,
     LogRewoundError,
     SchemaVersionError,
+    StorageError,
+    StorageLostError,
     StorageUnavailableError,
     WorkflowError,
 )
 from event_workflow_engine.ids import uuid7
-from event_workflow_engine.storage.exclusive import run_with_unit
+from event_workflow_engine.storage.exclusive import run_with_unit, to_the_end
 from event_workflow_engine.storage.lifecycle import GroupedStorage
 from event_workflow_engine.storage.liveness import HeartbeatLiveness
 from event_workflow_engine.storage.port import READS, Record, Written
@@ -23,9 +25,10 @@ from event_workflow_engine.storage.postgres.address import Address
 from event_workflow_engine.storage.postgres.announcer import Announcer
 from event_workflow_engine.storage.postgres.commit_order import CommitOrder
 from event_workflow_engine.storage.postgres.connections import Connections, fetch_named, outcome_of
+from event_workflow_engine.storage.postgres.crowding import Crowding
 from event_workflow_engine.storage.postgres.eager import task_begun
 from event_workflow_engine.storage.postgres.enlisting import another_database, driver_connection
-from event_workflow_engine.storage.postgres.errors import storage_error
+from event_workflow_engine.storage.postgres.errors import is_lost, storage_error
 from event_workflow_engine.storage.postgres.held import PostgresHolding
 from event_workflow_engine.storage.postgres.migrate import check_schema, upgrade
 from event_workflow_engine.storage.postgres.notices import Notices
@@ -87,7 +90,7 @@ class PostgresStorage(GroupedStorage):
         self._notices = Notices(self.address, self._sender, self._listeners.ring)
         self._announcer = Announcer(self._connections, self._sender, self._notices.own_commit)
         self._writer = self._new_writer()
-        self._spares = Spares(self._new_writer, self.address.pool)
+        self._spares = Spares(self._new_writer, self.address.transactions, Crowding(self._connections))
         try:
             await self._writer.open()
         except BaseException:
@@ -186,16 +189,38 @@ class PostgresStorage(GroupedStorage):
 
         async with spares.taken() as writer:
             writer.folder = self._folder
+            connects, begun = self._opened.connects, asyncio.get_running_loop().time()
             transaction = SharedTransaction(writer, self._order, committer, check)
             try:
                 _, verdict = await run_with_unit(transaction, worked, nullcontext())
             except Exception as error:
-                if writer.is_connected:
+                if writer.is_connected or isinstance(error, StorageLostError):
                     raise
-                raise StorageUnavailableError(
+                lost = StorageUnavailableError(
                     f"{self.url}: the connection of a transaction was lost, so it was rolled back"
-                ) from error
-        return self._answer(verdict)
+                )
+                lost.__cause__ = error
+            else:
+                if not is_lost(verdict):
+                    return self._answer(verdict)
+                lost = verdict
+        if await self._was_lost_since(begun, connects):
+            raise StorageLostError(str(lost)) from lost.__cause__
+        raise lost
+
+    async def _was_lost_since(self, begun: float, connects: int) -> bool:
+        """Whether a transaction that lost its connection lost it with the server, and not alone.
+
+        Alone, as where it stood still for longer than something on the way bears, it may be to blame. Asked in its
+        turn, over the connection that writes: one that was cut meanwhile was made anew, or cannot be.
+        """
+        writer = self._opened
+        try:
+            age = await self._committer.alone(lambda: to_the_end(asyncio.ensure_future(writer.server_age())))
+        except StorageError:
+            return True
+        # Behind a pooler, which kept that one.
+        return writer.connects != connects or age < asyncio.get_running_loop().time() - begun
 
     async def stage(self, connection: Any, row: Row) -> None:
         """Insert a row of `staged` in the transaction that is open on a user's connection."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from event_workflow_engine.storage.group_commit import GroupCommitter, Verdict
     from event_workflow_engine.storage.port import Rows, SqlSession, Unit
     from event_workflow_engine.storage.postgres.commit_order import CommitOrder
+    from event_workflow_engine.storage.postgres.crowding import Crowding
     from event_workflow_engine.storage.postgres.user_sql import UserSql
     from event_workflow_engine.storage.postgres.writer import Writer
 
@@ -137,10 +138,12 @@ class Spares:
     Args:
         make: Makes one.
         limit: How many.
+        crowding: Told of those that are taken.
     """
 
-    def __init__(self, make: Callable[[], Writer], limit: int) -> None:
+    def __init__(self, make: Callable[[], Writer], limit: int, crowding: Crowding) -> None:
         self._make = make
+        self._crowding = crowding
         self._room = asyncio.Semaphore(limit)
         self._idle: list[Writer] = []
         self._closed = False
@@ -156,7 +159,8 @@ class Spares:
             self._require_open()
             writer = self._idle.pop() if self._idle else self._make()
             try:
-                yield writer
+                with self._crowding.one_more():
+                    yield writer
             finally:
                 self._idle.append(writer)
                 if self._closed:
@@ -169,6 +173,7 @@ class Spares:
     async def close(self) -> None:
         """Close their connections, and those of the ones that are taken when they come back."""
         self._closed = True
+        await self._crowding.close()
         idle, self._idle = self._idle, []
         for writer in idle:
             await writer.close()

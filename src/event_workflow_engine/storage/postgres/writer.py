@@ -15,6 +15,7 @@ from event_workflow_engine.errors import (
     DefinitionError,
     LogRewoundError,
     StorageCorruptError,
+    StorageLostError,
     StorageUnavailableError,
     WorkflowError,
 )
@@ -63,6 +64,7 @@ class Writer:
 
     Attributes:
         folder: Folds inline projections.
+        connects: How often a connection was made.
     """
 
     def __init__(self, connections: Connections, announcer: Announcer) -> None:
@@ -80,17 +82,25 @@ class Writer:
         self._batches = 0
         self._newest = 0  # the latest Unit.at seen: the clock by which ids of units grow old
         self.folder: InlineFolder | None = None
+        self.connects = 0
 
     async def open(self) -> None:
         """Connect.
 
         Raises:
-            StorageError: There is no connection to be had.
+            StorageLostError: There is no connection to be had.
+            StorageError: What it leads to is not what this process knew.
         """
         if self._connection is None or self._connection.is_closed():
             # The server may be another one, which lacks what is remembered and numbers its transactions anew.
             self._cache.clear()
-            self._connection = await self._connections.patiently(self._address.connect)
+            try:
+                self._connection = await self._connections.patiently(self._address.connect)
+            except StorageUnavailableError as error:
+                lost = StorageLostError(str(error))
+                lost.__cause__ = error.__cause__
+                raise lost from error.__cause__
+            self.connects += 1
             await self._check_history()
 
     async def _check_history(self) -> None:
@@ -428,17 +438,36 @@ class Writer:
         """Begin a transaction for user's SQL, without the lock."""
         try:
             self._cache.clear()  # what it remembers grows old between transactions that are few
-            await self.open()
-            await self._connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", timeout=_COMMAND_S)
-            try:
-                user_sql = UserSql(self._connection, self._address)
-                await user_sql.guard()
-            except BaseException:
-                await self._rollback()
-                raise
+            # Its connection may have been cut while it was not used, which is found out now.
+            return await self._connections.patiently(self._begin_beside)
         except Exception as error:
             raise self._typed(error) from error
+
+    async def _begin_beside(self) -> UserSql:
+        await self.open()
+        user_sql = UserSql(self._connection, self._address)
+        try:
+            await self._connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", timeout=_COMMAND_S)
+            await user_sql.guard()
+        except BaseException as error:
+            if is_lost_connection(error):
+                self._drop()
+            await self._rollback()
+            raise
         return user_sql
+
+    async def server_age(self) -> float:
+        """Seconds for which the server has run.
+
+        Raises:
+            StorageError: It cannot be asked.
+        """
+        try:
+            await self.open()
+            (row,) = await self._rows("server_age")
+        except Exception as error:
+            raise self._typed(error) from error
+        return float(row["seconds"])
 
     async def commit_shared(self, unit: Unit, user_sql: UserSql, locked: Callable[[], Awaitable[None]]) -> Verdict:
         """The same as `commit_exclusive`, in a transaction without the lock; `locked` is awaited when it has it."""
@@ -490,6 +519,8 @@ class Writer:
             await self._begin()
             found = await outcome_of(self._connection, self._schema, unit.id)
             await self._rollback()
+        except StorageLostError as lost:
+            return StorageLostError(f"{lost}; whether a transaction landed is not known: outcome() tells later")
         except Exception:  # noqa: BLE001 - the first error says more
             found = None
         return found or self._typed(error)
@@ -526,7 +557,7 @@ class _Effort:
         """What is said of units that met an error: of those in doubt, that they are."""
         if not self._in_doubt or not isinstance(error, StorageUnavailableError):
             return error
-        doubt = StorageUnavailableError(f"{error}; whether it landed is not known: outcome() tells later")
+        doubt = type(error)(f"{error}; whether it landed is not known: outcome() tells later")
         doubt.__cause__ = error.__cause__
         return doubt
 

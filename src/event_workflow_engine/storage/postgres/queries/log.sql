@@ -19,6 +19,9 @@ SELECT position, id FROM ewe.events ORDER BY position DESC LIMIT 1;
 -- Under the store's lock the same, but for gaps; without it maybe one that is not committed yet.
 SELECT last_value FROM ewe.positions;
 
+-- name: server_age
+SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::double precision AS seconds;
+
 -- name: commits
 SELECT last_value FROM ewe.commits;
 
