@@ -68,7 +68,7 @@ Command = StartStep | CancelStep | SetTimer | DropTimer | Finish | Fail
 
 
 class Replay:
-    """What a run keeps while its journal is replayed: the script asks for much that the journal knows already.
+    """What is kept while a journal is replayed: the script asks for much that the journal knows already.
 
     Attributes:
         timers: The timers that the journal tells of.
@@ -83,7 +83,7 @@ class Replay:
 
 
 class Script(Protocol):
-    """The forward half of a saga: it is told facts, in the journal's order, and says what it wants next.
+    """Decides what a saga does next: it is told facts, in the journal's order, and says what it wants next.
 
     It is deterministic: the same facts give the same commands, live and in replay.
     """

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from event_workflow_engine.journal import StepState
+    from event_workflow_engine.runner.commands import StartStep
     from event_workflow_engine.runner.run import SagaRun
     from event_workflow_engine.storage.port import Record
 
@@ -237,8 +238,7 @@ def _value(run: SagaRun, fact: Any) -> Any:
     """A step's typed result, where the fact tells of one."""
     if not isinstance(fact, h.StepSucceeded):
         return None
-    script = run.forward.script
-    call = None if script is None else script.requested(fact.step)
+    call = _requested(run, fact.step)
     kind = Any if call is None else call.spec.info.result_type
     value = run.by_name[fact.step] = read_result(run, fact.step, fact.result, kind)
     return value
@@ -252,9 +252,13 @@ def _remember_results(run: SagaRun) -> None:
             run.by_name[name] = read_result(run, name, state.result, Any if spec is None else spec.info.result_type)
 
 
-def _check_requested(run: SagaRun, step: str) -> Any:
+def _requested(run: SagaRun, step: str) -> StartStep | None:
     script = run.forward.script
-    call = None if script is None else script.requested(step)
+    return None if script is None else script.requested(step)
+
+
+def _check_requested(run: SagaRun, step: str) -> StartStep:
+    call = _requested(run, step)
     if call is None:
         raise NonDeterminismError(
             f"saga {run.saga.name!r} version {run.saga.version}: the journal of {run.saga_id!r} has a step {step!r} "
