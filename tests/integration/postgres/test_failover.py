@@ -23,7 +23,7 @@ from event_workflow_engine import (
     WorkflowEngine,
     event,
 )
-from event_workflow_engine.errors import LogRewoundError, SagaNotFoundError, StorageUnavailableError
+from event_workflow_engine.errors import LogRewoundError, SagaNotFoundError, StorageLostError
 from event_workflow_engine.storage import open_storage
 from event_workflow_engine.storage.port import ANY_VERSION, Unit
 from event_workflow_engine.testing.conformance.kit import append, record, unit
@@ -233,7 +233,7 @@ async def test_no_transaction_lands_that_was_asked_for_before_the_loss_was_known
                 await storage.write(Unit("sent", 1))
             leave.set()
             refused = await asyncio.gather(*transactions, return_exceptions=True)
-            assert [type(one) for one in refused] == [StorageUnavailableError, LogRewoundError]
+            assert [type(one) for one in refused] == [StorageLostError, LogRewoundError]
             assert await storage.head("lost") == 0
             await storage.transact(work)
             assert await storage.head("lost") == 1
