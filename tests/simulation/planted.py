@@ -463,20 +463,6 @@ def a_tail_knows_the_end_that_it_looks_at_behind_the_records(patch: pytest.Monke
 
 
 @planted
-def a_failed_look_at_the_inbox_is_a_look(patch: pytest.MonkeyPatch) -> None:
-    read = Mail._read
-
-    async def careless(self: Mail, run: Any) -> None:
-        lose, run.lose = run.lose, lambda _: None
-        try:
-            await read(self, run)
-        finally:
-            run.lose = lose
-
-    patch.setattr(Mail, "_read", careless)
-
-
-@planted
 def a_failed_claim_is_not_made_again(patch: pytest.MonkeyPatch) -> None:
     claim = Claimer._claim_due
 
