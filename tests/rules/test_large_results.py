@@ -96,6 +96,24 @@ async def test_so_they_do_while_a_transaction_is_open_in_their_saga(lab: Lab) ->
     assert max(await sizes(lab, "m")) < MOST
 
 
+async def test_a_transaction_that_fails_keeps_nothing_from_disk(lab: Lab) -> None:
+    """What has waited for it goes to disk then, before its failure is recorded."""
+    together = Together(STEPS)
+
+    async def fail() -> None:
+        await together.all.wait()
+        for _ in range(20):  # until the others have ended
+            await asyncio.sleep(0)
+        raise ValueError("no")
+
+    made = Saga("made", [SagaStep("fail", fail, transactional=True, retry=ONCE), *together.steps()])
+    async with lab.engine(made) as engine:
+        with pytest.raises(SagaFailedError):
+            await asyncio.wait_for(engine.execute(made, id="m"), 10)
+    assert len(together.ran) == STEPS
+    assert max(await sizes(lab, "m")) < MOST
+
+
 async def test_a_failure_beside_them_undoes_each(lab: Lab) -> None:
     """What waits to be recorded has succeeded, and is on record before the failure that came behind it."""
     together, undone = Together(STEPS), list[str]()

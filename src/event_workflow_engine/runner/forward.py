@@ -278,9 +278,8 @@ class Forward:
     def attempt_ended(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
         """An action's code has ended."""
         run, step = self._run, attempt.name
-        if run.pen.gathered >= ENOUGH:
-            # As if it ended when these are on disk: nothing has followed from it. What has gathered waits for a unit in
-            # flight, so one is to be told of, and the next has been sent when this is called.
+        if self._is_full():
+            # As if it ended when these are on disk: nothing has followed from it.
             later = partial(_ended_meanwhile, run, attempt, value, error)
             run.landed().add_done_callback(later, context=run.kit.context.copy())
             return
@@ -299,6 +298,15 @@ class Forward:
         if error is None or run.journal.steps[step].settled:
             self._settled(step, fact, value, error)
         run.flush()
+
+    def _is_full(self) -> bool:
+        """Whether what has gathered is enough for a unit, and is yet to be sent."""
+        run = self._run
+        if run.pen.gathered < ENOUGH:
+            return False
+        run.flush()  # the transaction that held it back may have failed just now, and sends nothing
+        awaited = run.flying is not None or run.holds > 0 or run.waits_for_mail
+        return run.pen.gathered >= ENOUGH and awaited
 
     def attempt_settled(self, step: str, fact: Any, value: Any) -> None:
         """An action has succeeded, and the record of that is on disk with what it wrote."""
