@@ -186,6 +186,34 @@ async def test_rule_04_what_may_not_run_twice_begins_where_its_start_is_written(
     assert (RAN, fences) == ({"first": 1}, [worker])
 
 
+async def test_rule_05_all_threads_that_are_waited_for_are_on_record(lab: Lab) -> None:
+    """Also those that end while the end of another is on its way to disk."""
+    threads = [Thread(), Thread(), Thread()]
+    one = Saga("three", [SagaStep(f"thread-{n}", thread, idempotent=False) for n, thread in enumerate(threads)])
+    slow = Slow(lab.storage)
+    leaving = WorkflowEngine(slow, config=EngineConfig(shutdown_timeout=0))  # type: ignore[arg-type]
+    leaving.register(one)
+    async with lab.engine(one) as stays:
+        await leaving.__aenter__()
+        await leaving.start(one, id="t-1")
+        for thread in threads:
+            await asyncio.to_thread(thread.begun.wait, 10)
+        left = asyncio.create_task(leaving.__aexit__(None, None, None))
+        await begins_nothing(leaving)
+        slow.holds = True
+        threads[0].may_end.set()
+        await slow.has_some.wait()
+        for thread in threads:
+            thread.may_end.set()
+        (run,) = leaving._keeper._runs.values()
+        while run.running:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+        slow.let_go()
+        await left
+        assert len(await stays.handle("t-1", one).result(timeout=10)) == len(threads)
+    assert RAN["thread"] == len(threads)
+
+
 async def test_rule_04_what_comes_up_while_an_engine_is_left_begins_elsewhere(lab: Lab) -> None:
     """Also where other steps of the saga still run by then."""
     gates = {name: asyncio.Event() for name in ("first", "second")}

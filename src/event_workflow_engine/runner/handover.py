@@ -55,14 +55,20 @@ async def leave(
         await asyncio.sleep(0)
     await _hand_over([run for run in runs.values() if not threads(run)], drop)
     says_at = loop.time()
-    while held := {run.saga_id: ended for run in (*runs.values(), *acting) if (ended := threads(run))}:
-        if haste.done():
+    while True:
+        held = {run.saga_id: ended for run in (*runs.values(), *acting) if (ended := threads(run))}
+        # What ended while a unit was in flight goes with the next: who left now would forget what was waited for.
+        flying = [run.landed() for run in runs.values() if run.flying is not None]
+        if haste.done() and held:
             return
-        if loop.time() >= says_at:
+        if haste.done() or not (held or flying):
+            break
+        if held and loop.time() >= says_at:
             says_at = loop.time() + _SAYS_AGAIN_S
             _say(held)
         futures = [future for one in held.values() for future in one.values()]
-        await asyncio.wait([*futures, haste], timeout=says_at - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        again = says_at - loop.time() if held else None
+        await asyncio.wait([*(futures or flying), haste], timeout=again, return_when=asyncio.FIRST_COMPLETED)
     await _hand_over(list(runs.values()), drop)
 
 
