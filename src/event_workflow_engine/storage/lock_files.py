@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["close_lock_file", "open_lock_file"]
+__all__ = ["close_lock_file", "open_lock_file", "was_open_at_fork"]
 
 _open: Final[set[int]] = set()
+_open_at_fork: Final[set[tuple[int, int]]] = set()  # by device and number
 
 
 def open_lock_file(path: str | Path, mode: int) -> int:
@@ -36,10 +35,21 @@ def close_lock_file(descriptor: int) -> None:
         os.close(descriptor)
 
 
+def was_open_at_fork(path: str | Path) -> bool:
+    """Whether a process had that file open for its locks when it forked this one."""
+    with contextlib.suppress(OSError):
+        file = Path(path).stat()
+        return (file.st_dev, file.st_ino) in _open_at_fork
+    return False
+
+
 def _let_go() -> None:
     while _open:
+        descriptor = _open.pop()
         with contextlib.suppress(OSError):
-            os.close(_open.pop())
+            file = os.fstat(descriptor)
+            _open_at_fork.add((file.st_dev, file.st_ino))
+            os.close(descriptor)
 
 
 if hasattr(os, "register_at_fork"):

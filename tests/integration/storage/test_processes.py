@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sqlite3
 import sys
@@ -176,3 +177,46 @@ async def test_claims_of_several_processes_share_the_sagas(tmp_path: Path) -> No
             assert row is not None
             check = Row("sagas", "check", (f"s{n}",), {}, {"owner": row["owner"], "fence": 1})
             await storage.write(Unit(f"check-{n}", 1, rows=(check,)))
+
+
+FORKING = """
+import asyncio, os
+from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.storage.sqlite import SqliteStorage
+
+async def look(path):
+    async with SqliteStorage(path) as storage:
+        await storage.head("a")
+
+def in_child(path):
+    child = os.fork()
+    if child == 0:
+        try:
+            asyncio.run(look(path))
+            print("open", flush=True)
+        except EngineStateError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+async def main():
+    async with SqliteStorage("a.db"):
+        in_child("a.db")
+        in_child(os.path.abspath("a.db"))
+        in_child("b.db")
+    in_child("a.db")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+async def test_a_forked_child_is_refused_the_file_that_its_parent_has_open(tmp_path: Path) -> None:
+    """SQLite would take its parent's locks for its own."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "ignore", "-c", FORKING, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    same, by_its_path, other, closed = await rest_of(process)
+    for refused in (same, by_its_path):
+        assert "the process that forked this one had it open" in refused
+    assert (other, closed) == ("open", "open")

@@ -5,16 +5,37 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from event_workflow_engine.storage.lock_files import close_lock_file, open_lock_file
+from event_workflow_engine.errors import EngineStateError
+from event_workflow_engine.storage.lock_files import close_lock_file, open_lock_file, was_open_at_fork
 
 try:
     import fcntl
 except ImportError:  # Windows: SQLite's own lock and busy handler remain, fair or not
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["StoreLock"]
+__all__ = ["StoreLock", "require_not_forked"]
 
 _MODE: Final = 0o666  # less the umask, like SQLite's own files
+
+
+def require_not_forked(database: str) -> None:
+    """See that no process had the file open when it forked this one.
+
+    SQLite counts its locks on a file in memory, too, and a forked child believes it has those of its parent: it waits
+    for itself, or reads and writes without any.
+
+    Raises:
+        EngineStateError: One had.
+    """
+    if was_open_at_fork(_lock_of(database)):
+        raise EngineStateError(
+            f"{database}: the process that forked this one had it open, and SQLite cannot work with it here: start "
+            'processes by the method "spawn" or "forkserver", or before the store is opened'
+        )
+
+
+def _lock_of(database: str) -> str:
+    return f"{os.path.realpath(database)}-ewe.lock"
 
 
 class StoreLock:
@@ -34,10 +55,9 @@ class StoreLock:
         Raises:
             OSError: They cannot be created or opened.
         """
-        database = os.path.realpath(database)
-        self._lock = open_lock_file(f"{database}-ewe.lock", _MODE)
+        self._lock = open_lock_file(_lock_of(database), _MODE)
         try:
-            self._turn = open_lock_file(f"{database}-ewe.turn", _MODE)
+            self._turn = open_lock_file(f"{os.path.realpath(database)}-ewe.turn", _MODE)
         except OSError:
             close_lock_file(self._lock)
             raise

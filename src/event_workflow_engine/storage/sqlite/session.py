@@ -11,7 +11,7 @@ from event_workflow_engine.storage.judging.caches import StoreCache
 from event_workflow_engine.storage.sqlite.checkpoints import settle
 from event_workflow_engine.storage.sqlite.connection import look_at, open_writer, use_wal
 from event_workflow_engine.storage.sqlite.id_order import IdOrder
-from event_workflow_engine.storage.sqlite.locks import StoreLock
+from event_workflow_engine.storage.sqlite.locks import StoreLock, require_not_forked
 from event_workflow_engine.storage.sqlite.log_room import make_room
 from event_workflow_engine.storage.sqlite.migrate import check_known, migrate
 from event_workflow_engine.storage.sqlite.queries import QUERIES
@@ -63,6 +63,7 @@ class WriteSession:
             sqlite3.Error: SQLite cannot work with it.
             OSError: The file system does not allow it.
         """
+        require_not_forked(self._path)
         look_at(self._path)
         connection = self.connection  # before the lock, whose files have no place beside what is not ours
         self._lock = StoreLock(self._path)
