@@ -278,7 +278,7 @@ class Forward:
     def attempt_ended(self, attempt: Attempt, value: Any, error: BaseException | None) -> None:
         """An action's code has ended."""
         run, step = self._run, attempt.name
-        if self._is_full():
+        if run.pen.gathered >= ENOUGH and self._is_full():
             # As if it ended when these are on disk: nothing has followed from it.
             later = partial(_ended_meanwhile, run, attempt, value, error)
             run.landed().add_done_callback(later, context=run.kit.context.copy())
@@ -300,10 +300,8 @@ class Forward:
         run.flush()
 
     def _is_full(self) -> bool:
-        """Whether what has gathered is enough for a unit, and is yet to be sent."""
+        """Whether what has gathered, which is enough for a unit, is yet to be sent."""
         run = self._run
-        if run.pen.gathered < ENOUGH:
-            return False
         run.flush()  # the transaction that held it back may have failed just now, and sends nothing
         awaited = run.flying is not None or run.holds > 0 or run.waits_for_mail
         return run.pen.gathered >= ENOUGH and awaited
