@@ -61,6 +61,11 @@ class Alarms:
             self._sooner.set()
         return alarm
 
+    @property
+    def loop_ends(self) -> bool:
+        """Whether the loop cancels all its tasks, as `asyncio.run` does when it ends: nobody else knows of this one."""
+        return self._task is not None and self._task.cancelling() > 0
+
     async def _run(self) -> None:
         while True:
             self._ring()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -225,6 +226,33 @@ async def test_a_loop_that_ends_before_an_engine_was_left_keeps_nothing(
     assert locks(tmp_path) == 0
     async with patient(url, hangs) as stays:
         assert (await stays.handle("h-1", hangs).result(timeout=10))["hang"] == "done"
+
+
+@pytest.mark.parametrize("behind", TURNS)
+async def test_what_ends_with_its_loop_has_not_failed(tmp_path: Path, behind: int) -> None:
+    """A program that exits on a signal, by `sys.exit`, has its loop cancel all that runs: actions, and who leaves."""
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    undone: list[str] = []
+    beside = Saga("beside", [SagaStep("a", hang, compensation=lambda: undone.append("a")), SagaStep("b", hang)])
+
+    async def work() -> None:
+        async with patient(url, beside) as leaving:
+            await leaving.start(beside, id="b-1")
+            while RAN["hang"] < len(beside.steps):  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+            await turns(behind)
+            asyncio.get_running_loop().call_soon(sys.exit)
+            await asyncio.Event().wait()
+
+    def program() -> None:
+        with pytest.raises(SystemExit):
+            asyncio.run(work())
+
+    await asyncio.to_thread(program)
+    assert locks(tmp_path) == 0
+    async with patient(url, beside) as stays:
+        assert (await stays.handle("b-1", beside).result(timeout=10))["a"] == "done"
+    assert undone == []
 
 
 async def test_handlers_get_no_more_time(lab: Lab) -> None:
