@@ -305,9 +305,9 @@ class Attempt:
             if error is not None and not isinstance(error, asyncio.CancelledError):
                 _log.warning("%s ended after it was given up", self.name, exc_info=error)
             return
-        asked = self._timed_out or self._cancelled
-        if isinstance(error, asyncio.CancelledError) and not asked and self._kit.alarms.loop_ends:
-            return  # it was cut off with the process, as by a kill: what it did runs again
+        cut_off = isinstance(error, asyncio.CancelledError) and self._kit.alarms.loop_ends
+        if cut_off and not self._timed_out and not self._cancelled:
+            return  # with the process, as by a kill: what it did runs again
         if self._timed_out:
             error = TimeoutError(f"{self.name} did not end within {self._timeout:g} s")
             value = None

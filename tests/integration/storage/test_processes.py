@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sqlite3
 import sys
@@ -210,7 +209,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 async def test_a_forked_child_is_refused_the_file_that_its_parent_has_open(tmp_path: Path) -> None:
     """SQLite would take its parent's locks for its own."""
     process = await asyncio.create_subprocess_exec(
