@@ -194,7 +194,7 @@ async def fallback() -> str:
 
 async def test_rule_05_in_a_function_a_failure_can_be_caught(lab: Lab) -> None:
     LOG.clear()
-    async with lab.engine(fallback) as engine:
+    async with lab.engine(fallback, lease=15.0) as engine:  # a worker that loses it does not know how it ended
         assert await engine.execute(fallback) == "good after failed"
     assert LOG == ["reserve bad", "reserve good after failed"]
 
