@@ -210,8 +210,7 @@ class WorkflowEngine:
         sagas are free for others when they have ended. All the rest is done as ever, and the cancel raised behind it,
         or after five seconds where the store does not answer. A second cancel is raised at once.
         """
-        if self._open is not None:
-            self._require_loop()
+        self._require_loop()
         opened, self._open = self._open, None
         if opened is not None and self._departure is not None:
             await self._departure.leave(opened.aclose)

@@ -262,7 +262,7 @@ class SagaRun:
         if not self.kit.is_sure():
             self.lose(self.kit.doubt())
             return
-        if self._rollback is not None and not self.draining:
+        if self._rollback is not None:
             self._rollback.launch_boarded()
         self.forward.launch_boarded()
 
